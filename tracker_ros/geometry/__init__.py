@@ -1,0 +1,1 @@
+"""Pure functions on boxes, crops and windows."""

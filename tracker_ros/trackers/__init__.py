@@ -1,0 +1,1 @@
+"""The trackers: what happens each frame, one file a system."""

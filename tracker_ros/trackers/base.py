@@ -1,0 +1,198 @@
+"""What every tracker of the package looks like: options, estimates, targets and the `Tracker` interface."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracker_ros.geometry.boxes import Box, validate_init_box
+
+#: An image: HxWx3 uint8, BGR as OpenCV reads it.
+Frame = NDArray[np.uint8]
+
+
+class TrackState(enum.IntEnum):
+    """What the tracker believes about its target. The values are those of ``TrackStatus.msg``."""
+
+    IDLE = 0
+    TRACKING = 1
+    UNCERTAIN = 2
+    LOST = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a tracker says of one target in one frame.
+
+    Attributes:
+        box: the target's box (x, y, w, h in pixels). While the target is LOST, its last known box.
+        score: confidence in ``[0, 1]``, never hidden by the state.
+        state: `TrackState.TRACKING`, `UNCERTAIN` or `LOST`.
+        search_region: the part of the image that was searched (x, y, w, h in pixels; may reach beyond the image).
+        heatmap: response over the search region, rows x columns, float32 in ``[0, 1]`` and stretched over
+            `search_region`; None for trackers that have no response map or when it was not asked for.
+        cues: the named numbers that the state was decided on, for status and diagnosis.
+    """
+
+    box: Box
+    score: float
+    state: TrackState
+    search_region: Box
+    heatmap: NDArray[np.float32] | None = None
+    cues: dict[str, float] = field(default_factory=dict)
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: Sequence[str] | None = None,
+) -> Any:
+    """A field of an options dataclass with its description and the values that it takes (`low` <= value <= `high`)."""
+    metadata = {"help": help, "low": low, "high": high, "choices": None if choices is None else tuple(choices)}
+    if isinstance(default, list | dict):
+        raise TypeError("an option's default must be immutable; use a tuple")
+    return field(default=default, metadata=metadata)
+
+
+class InvalidOption(ValueError):
+    """An option that a tracker does not have, or a value that it does not take; the message names both."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackerOptions:
+    """Options that all trackers share. A tracker's own dataclass stands beside its class and extends this one."""
+
+    device: str = option("auto", "where to run: auto (CUDA where there is one), cpu, cuda or cuda:N")
+    weights: str = option("", "weights file (.safetensors); empty: the ones that the package ships")
+    heatmap: bool = option(True, "compute the response map of every frame")
+
+    def __post_init__(self) -> None:
+        """Check every field against its declared type, range and choices.
+
+        Raises:
+            InvalidOption: names the option, its value and what was expected.
+        """
+        for f in dataclasses.fields(self):
+            value, meta = getattr(self, f.name), f.metadata
+            expected = type(f.default)
+            if expected is float and isinstance(value, int) and not isinstance(value, bool):
+                object.__setattr__(self, f.name, float(value))
+                value = float(value)
+            if expected is tuple and isinstance(value, list):
+                object.__setattr__(self, f.name, tuple(value))
+                value = tuple(value)
+            if type(value) is not expected:
+                raise InvalidOption(
+                    f"option '{f.name}' takes a {expected.__name__}, got {value!r} ({type(value).__name__})"
+                )
+            low, high, choices = meta.get("low"), meta.get("high"), meta.get("choices")
+            if expected in (int, float):
+                if expected is float and not np.isfinite(value):
+                    raise InvalidOption(f"option '{f.name}' must be finite, got {value}")
+                if (low is not None and value < low) or (high is not None and value > high):
+                    raise InvalidOption(f"option '{f.name}' must lie in [{low}, {high}], got {value}")
+            if choices is not None and value not in choices:
+                raise InvalidOption(f"option '{f.name}' must be one of {', '.join(choices)}; got '{value}'")
+
+    def replace(self, **changes: Any) -> TrackerOptions:
+        """A copy with some options changed.
+
+        Raises:
+            InvalidOption: an unknown name, or a value that the option does not take.
+        """
+        known = {f.name for f in dataclasses.fields(self)}
+        for name in changes:
+            if name not in known:
+                raise InvalidOption(f"there is no option '{name}'; there are: {', '.join(sorted(known))}")
+        return dataclasses.replace(self, **changes)
+
+
+TargetT = TypeVar("TargetT")
+
+
+class Tracker(ABC, Generic[TargetT]):
+    """A single-object tracker: a network (if any) that is loaded once, and targets that carry all state of a track.
+
+    Subclasses implement `start` and `step`, which take several targets at once (one batched pass over the network);
+    `initialize` and `track` are the same for one target.
+
+    Attributes:
+        name: name in the registry (``dimp18``).
+        options: the options that it was built with.
+        device: the device that it runs on, ``cpu`` or ``cuda:N``.
+    """
+
+    options_class: ClassVar[type[TrackerOptions]] = TrackerOptions
+
+    def __init__(self, name: str, options: TrackerOptions) -> None:
+        self.name = name
+        self.options = options
+        self.device = "cpu"
+        self._target: TargetT | None = None
+
+    @abstractmethod
+    def start(self, frame: Frame, boxes: Sequence[Box]) -> list[TargetT]:
+        """Start one target a box on `frame`.
+
+        Args:
+            frame: HxWx3 uint8, BGR.
+            boxes: x, y, w, h in pixels, already checked (`validate_init_box`).
+        """
+
+    @abstractmethod
+    def step(self, frame: Frame, targets: Sequence[TargetT]) -> list[Estimate]:
+        """Find every target in the next frame and update its state. Returns one estimate a target, in order."""
+
+    def warm_up(self, width: int = 640, height: int = 480) -> None:
+        """Run once on a synthetic image, so that the first real frame is not the slow one."""
+        noise = np.random.RandomState(0).randint(0, 255, (height, width, 3)).astype(np.uint8)
+        side = min(width, height) / 4
+        targets = self.start(noise, [Box(width / 2 - side / 2, height / 2 - side / 2, side, side)])
+        for _ in range(2):
+            self.step(noise, targets)
+
+    def initialize(self, frame: Frame, box: Sequence[float]) -> None:
+        """Start a track on `frame` (HxWx3 uint8, BGR) with `box` (x, y, w, h in pixels, 0-based, sub-pixel).
+
+        Raises:
+            InvalidBox: the box is not one that a track can start on.
+            ValueError: the frame is not HxWx3 uint8.
+        """
+        check_frame(frame)
+        height, width = frame.shape[:2]
+        self._target = self.start(frame, [validate_init_box(box, width, height)])[0]
+
+    def track(self, frame: Frame) -> Estimate:
+        """Find the target in the next frame (HxWx3 uint8, BGR).
+
+        Raises:
+            RuntimeError: `initialize` was not called.
+            ValueError: the frame is not HxWx3 uint8.
+        """
+        if self._target is None:
+            raise RuntimeError("track() was called before initialize(): give the tracker a box first")
+        check_frame(frame)
+        return self.step(frame, [self._target])[0]
+
+
+def check_frame(frame: Frame) -> None:
+    """Check that `frame` is HxWx3 uint8 and not empty.
+
+    Raises:
+        ValueError: says which shape and type came and which were expected.
+    """
+    if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+        got = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
+        raise ValueError(f"a frame is HxWx3 uint8 (BGR), got {got}")
+    if frame.size == 0:
+        raise ValueError(f"the frame is empty: {frame.shape}")
