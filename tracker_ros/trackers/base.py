@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -84,7 +85,7 @@ class TrackerOptions:
         """
         for f in dataclasses.fields(self):
             value, meta = getattr(self, f.name), f.metadata
-            expected = type(f.default)
+            expected: type = type(f.default)
             if expected is float and isinstance(value, int) and not isinstance(value, bool):
                 object.__setattr__(self, f.name, float(value))
                 value = float(value)
@@ -97,7 +98,7 @@ class TrackerOptions:
                 )
             low, high, choices = meta.get("low"), meta.get("high"), meta.get("choices")
             if expected in (int, float):
-                if expected is float and not np.isfinite(value):
+                if not math.isfinite(value):
                     raise InvalidOption(f"option '{f.name}' must be finite, got {value}")
                 if (low is not None and value < low) or (high is not None and value > high):
                     raise InvalidOption(f"option '{f.name}' must lie in [{low}, {high}], got {value}")
