@@ -1,0 +1,106 @@
+"""The DiMP network: backbone, target classifier with its model predictor, IoU-Net (Bhat et al., ICCV 2019)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tracker_ros.networks.filter_optimizer import FilterInitializer, FilterOptimizer
+from tracker_ros.networks.iou_net import IoUNet
+from tracker_ros.networks.resnet import RESNET18, RESNET50, BasicBlock, ResNet, ResNetConfig
+
+#: Pixels a cell of the classification features and of the score map.
+STRIDE = 16
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class DiMPConfig:
+    """Shape of a DiMP network.
+
+    Attributes:
+        backbone: the ResNet.
+        feature_blocks: residual blocks in front of the last convolution of the classification features.
+        feature_channels: channels of the classification features and of the filter.
+        filter_size: side of the filter in cells.
+    """
+
+    backbone: ResNetConfig
+    feature_blocks: int
+    feature_channels: int
+    filter_size: int = 4
+
+
+DIMP18 = DiMPConfig(RESNET18, feature_blocks=1, feature_channels=256)
+DIMP50 = DiMPConfig(RESNET50, feature_blocks=0, feature_channels=512)
+
+
+class BackboneFeatures(NamedTuple):
+    """Backbone maps: BxC2xHxW at stride 8 and BxC3xHxW at stride 16."""
+
+    layer2: Tensor
+    layer3: Tensor
+
+
+class InstanceL2Norm(nn.Module):
+    """Scale every sample to a mean square of `scale`^2: ``x * scale * sqrt(CHW / (sum x^2 + 1e-5))``."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """BxCxHxW to BxCxHxW."""
+        count = x.shape[1] * x.shape[2] * x.shape[3]
+        return x * (self.scale * torch.sqrt(count / (x.square().sum((1, 2, 3), keepdim=True) + 1e-5)))
+
+
+class TargetClassifier(nn.Module):
+    """Classification features and the model predictor D (section 3.2, 3.3)."""
+
+    def __init__(self, inputs: int, config: DiMPConfig) -> None:
+        super().__init__()
+        channels = config.feature_channels
+        blocks: list[nn.Module] = [BasicBlock(inputs, inputs) for _ in range(config.feature_blocks)]
+        # The scale lets scores start near one: a filter sees C K^2 values of this magnitude.
+        norm = InstanceL2Norm(math.sqrt(1 / (channels * config.filter_size**2)))
+        self.features = nn.Sequential(*blocks, nn.Conv2d(inputs, channels, 3, padding=1, bias=False), norm)
+        self.initializer = FilterInitializer(channels, config.filter_size, STRIDE)
+        self.optimizer = FilterOptimizer(STRIDE)
+
+
+class DiMPNet(nn.Module):
+    """DiMP: everything that is trained.
+
+    Images are RGB, divided by 255 and normalised with the ImageNet mean and standard deviation (`normalise`).
+    """
+
+    def __init__(self, config: DiMPConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = ResNet(config.backbone)
+        _, layer2, layer3 = config.backbone.channels
+        self.classifier = TargetClassifier(layer3, config)
+        # The reference branch is 128 and 256 channels wide for every backbone.
+        self.iou_net = IoUNet((layer2, layer3))
+
+    def extract(self, image: Tensor) -> BackboneFeatures:
+        """Backbone maps of normalised crops Bx3xHxW."""
+        return BackboneFeatures(*self.backbone(image))
+
+    def classification_features(self, features: BackboneFeatures) -> Tensor:
+        """Features that the filter works on: BxCxHxW at stride 16."""
+        return self.classifier.features(features.layer3)
+
+
+def normalise(image: Tensor) -> Tensor:
+    """RGB in [0, 255], Bx3xHxW of any real type, to float32 with ImageNet's mean and standard deviation removed."""
+    mean = torch.tensor(IMAGENET_MEAN, device=image.device).reshape(1, 3, 1, 1) * 255
+    std = torch.tensor(IMAGENET_STD, device=image.device).reshape(1, 3, 1, 1) * 255
+    return (image.float() - mean) / std

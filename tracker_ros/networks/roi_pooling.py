@@ -1,0 +1,57 @@
+"""Precise RoI pooling (Jiang et al., "Acquisition of Localization Confidence", ECCV 2018, section 3.3) in plain torch.
+
+The feature map is read as a continuous function by bilinear interpolation (cell ``i`` at coordinate ``i``, zero
+outside), and every bin is its exact mean over the bin's area. Bilinear interpolation is separable, so the mean is
+``Wy F Wx^T`` with one row of weights a bin: the integral of the hat function of each cell over the bin. This makes
+pooling two matrix products, and its derivative by the box a closed form.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def bin_edges(start: Tensor, length: Tensor, bins: int) -> Tensor:
+    """Edges of `bins` equal bins: start and length of shape S give S x (bins + 1)."""
+    steps = torch.arange(bins + 1, device=start.device, dtype=start.dtype) / bins
+    return start.unsqueeze(-1) + length.unsqueeze(-1) * steps
+
+
+def bin_weights(edges: Tensor, cells: int) -> Tensor:
+    """Weight of every cell in the mean over every bin.
+
+    Args:
+        edges: S x (P + 1) bin edges in cells.
+        cells: number of cells L along this axis.
+
+    Returns:
+        S x P x L; rows of bins without extent are zero.
+    """
+    offset = (edges.unsqueeze(-1) - torch.arange(cells, device=edges.device, dtype=edges.dtype)).clamp(-1, 1)
+    integral = 0.5 + offset - offset * offset.abs() / 2  # of the hat function, from minus infinity
+    extent = (edges[..., 1:] - edges[..., :-1]).unsqueeze(-1)
+    weights = (integral[..., 1:, :] - integral[..., :-1, :]) / extent.clamp_min(1e-12)
+    return torch.where(extent > 0, weights, torch.zeros_like(weights))
+
+
+def precise_roi_pool(features: Tensor, boxes: Tensor, size: int, stride: float) -> Tensor:
+    """Pool boxes of a feature map to `size` x `size` bins; differentiable in the features and in the boxes.
+
+    Args:
+        features: BxCxHxW.
+        boxes: BxNx4 (x, y, w, h in pixels of the image that the features come from).
+        size: number of bins along each side, P.
+        stride: pixels a cell.
+
+    Returns:
+        BxNxCxPxP; zeros for a box without area.
+    """
+    batch, channels, height, width = features.shape
+    count = boxes.shape[1]
+    scaled = boxes / stride
+    weights_x = bin_weights(bin_edges(scaled[..., 0], scaled[..., 2], size), width).to(features.dtype)
+    weights_y = bin_weights(bin_edges(scaled[..., 1], scaled[..., 3], size), height).to(features.dtype)
+    rows = features.reshape(batch, channels * height, width) @ weights_x.reshape(batch, count * size, width).mT
+    rows = rows.reshape(batch, channels, height, count, size).permute(0, 3, 1, 4, 2)  # B N C Px H
+    return (rows @ weights_y.unsqueeze(2).mT).mT
