@@ -1,0 +1,162 @@
+"""How much a box still looks like the target: cues for trackers that report no honest confidence of their own.
+
+The target's patch, resized to a fixed grid, is compared by normalised cross-correlation with its first appearance and
+with a recent one (learnt slowly, and only while the track is sure); a colour histogram backs it where the shape
+changes. The correlation over the whole search region serves as a response map.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tracker_ros.geometry.boxes import Box
+from tracker_ros.trackers.base import Frame
+
+#: Side of the target's patch on the comparison grid, in cells.
+PATCH = 24
+#: Side of the search region in target sides.
+SEARCH = 2.5
+_REGION = int(PATCH * SEARCH)
+_HIST_BINS = (12, 6, 6)
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """What `Appearance.measure` finds.
+
+    Attributes:
+        first: best correlation near the box with the first frame's target, ``[0, 1]``.
+        recent: the same with the recent appearance.
+        colour: colour histogram similarity with the recent appearance (1 - Bhattacharyya distance), ``[0, 1]``.
+        inside: the part of the box that lies in the image, ``[0, 1]``.
+        response: correlation over the search region, ``_REGION x _REGION`` float32 in ``[0, 1]``.
+    """
+
+    first: float
+    recent: float
+    colour: float
+    inside: float
+    response: NDArray[np.float32]
+
+    @property
+    def score(self) -> float:
+        """Probability that the target is in the box, ``[0, 1]``.
+
+        A logistic regression of "IoU with the truth above 0.3" against "below 0.1" over the frames of CSRT and KCF on
+        25 benchmark sequences; left-out sequences are told apart with an area under the ROC curve of 0.95 (CSRT).
+        """
+        logit = -4.1 + 4.6 * self.first + 0.8 * self.recent + 6.2 * self.colour - 8.1 * (1 - self.inside)
+        return 1 / (1 + math.exp(-logit))
+
+
+class Appearance:
+    """The first and the recent look of one target."""
+
+    def __init__(self, frame: Frame, box: Box) -> None:
+        self.first = _grey_patch(frame, box, PATCH)
+        self.recent = self.first
+        self.first_colour = self.colour = _histogram(frame, box)
+
+    def measure(self, frame: Frame, box: Box) -> Likeness:
+        """Compare what `frame` shows in and around `box` with the target."""
+        height, width = frame.shape[:2]
+        region = _grey_patch(frame, search_region(box), _REGION)
+        first = _correlate(region, self.first)
+        recent = _correlate(region, self.recent)
+        # Trackers place their box a few pixels off, so the best value within an eighth of the target counts.
+        middle, near = _REGION // 2, PATCH // 8
+        here = slice(middle - near, middle + near + 1)
+        visible = box.clip(width, height).area / max(box.area, 1e-6)
+        colour = 0.0
+        if visible > 0:
+            now = _histogram(frame, box)
+            colour = max(
+                1 - cv2.compareHist(h, now, cv2.HISTCMP_BHATTACHARYYA) for h in (self.colour, self.first_colour)
+            )
+        return Likeness(
+            first=float(first[here, here].max()),
+            recent=float(recent[here, here].max()),
+            colour=colour,
+            inside=visible,
+            response=np.maximum(first, recent),
+        )
+
+    def learn(self, frame: Frame, box: Box, rate: float) -> None:
+        """Move the recent appearance towards what `frame` shows in `box`."""
+        self.recent = (1 - rate) * self.recent + rate * _grey_patch(frame, box, PATCH)
+        self.colour = (1 - rate) * self.colour + rate * _histogram(frame, box)
+
+    def find(self, frame: Frame, box: Box) -> tuple[Box, float]:
+        """Look for the target in the whole frame at the size of `box`.
+
+        Returns:
+            The best place, and its correlation with the recent appearance in ``[0, 1]``.
+        """
+        height, width = frame.shape[:2]
+        scale = min(1.0, PATCH / max(1.0, min(box.w, box.h)))
+        small_size = max(1, round(width * scale)), max(1, round(height * scale))
+        grey = _grey(cv2.resize(frame, small_size, interpolation=cv2.INTER_AREA))
+        size = max(3, round(box.w * scale)), max(3, round(box.h * scale))
+        if size[0] > grey.shape[1] or size[1] > grey.shape[0]:
+            return box, 0.0
+        scores = np.maximum(*(_match(grey, cv2.resize(patch, size)) for patch in (self.first, self.recent)))
+        _, best, _, (x, y) = cv2.minMaxLoc(scores)
+        return Box(x / scale, y / scale, box.w, box.h), float(best)
+
+
+def search_region(box: Box) -> Box:
+    """The part of the image around `box` that is compared: `SEARCH` times its sides."""
+    return Box.from_center(*box.center, box.w * SEARCH, box.h * SEARCH)
+
+
+def _grey_patch(frame: Frame, box: Box, side: int) -> NDArray[np.float32]:
+    """The content of `box` as grey levels, resampled to side x side float32; the border is replicated."""
+    # Only the part of the frame that matters is touched: slice, pad, then scale by the area.
+    height, width = frame.shape[:2]
+    w, h = max(1, round(box.w)), max(1, round(box.h))
+    x, y = round(box.center[0] - w / 2), round(box.center[1] - h / 2)
+    xs = np.clip(np.arange(x, x + w), 0, width - 1)
+    ys = np.clip(np.arange(y, y + h), 0, height - 1)
+    patch = frame[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
+    top, left = np.clip([-y, -x], 0, [h - 1, w - 1])
+    bottom, right = np.clip([y + h - height, x + w - width], 0, [h - 1, w - 1])
+    if top or left or bottom or right:
+        patch = cv2.copyMakeBorder(patch, top, bottom, left, right, borderType=cv2.BORDER_REPLICATE)
+    shrinks = w > side and h > side
+    return _grey(cv2.resize(patch, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR))
+
+
+def _grey(frame: Frame) -> NDArray[np.float32]:
+    return cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY).astype(np.float32)
+
+
+def _match(image: NDArray[np.float32], patch: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Normalised cross-correlation where `patch` fits into `image`, clipped to ``[0, 1]``; 0 where either is flat."""
+    return np.clip(np.nan_to_num(cv2.matchTemplate(image, patch, cv2.TM_CCOEFF_NORMED), posinf=0, neginf=0), 0, 1)
+
+
+def _correlate(region: NDArray[np.float32], patch: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Normalised cross-correlation at every cell of `region` (same shape, ``[0, 1]``, 0 near its border)."""
+    valid = _match(region, patch)
+    out = np.zeros_like(region)
+    margin = PATCH // 2
+    out[margin : margin + valid.shape[0], margin : margin + valid.shape[1]] = valid
+    return out
+
+
+def _histogram(frame: Frame, box: Box) -> NDArray[np.float32]:
+    """HSV histogram of the middle of `box` (sum 1); a box wholly outside gives zeros."""
+    height, width = frame.shape[:2]
+    middle = Box.from_center(*box.center, box.w * 0.8, box.h * 0.8).clip(width, height)
+    x1, y1 = int(middle.x), int(middle.y)
+    patch = frame[y1 : max(y1 + 1, int(middle.y + middle.h)), x1 : max(x1 + 1, int(middle.x + middle.w))]
+    if patch.size == 0:
+        return np.zeros(_HIST_BINS, np.float32)
+    hsv = cv2.cvtColor(patch, cv2.COLOR_BGR2HSV)
+    hist = cv2.calcHist([hsv], [0, 1, 2], None, list(_HIST_BINS), [0, 180, 0, 256, 0, 256])
+    return hist / max(hist.sum(), 1e-6)

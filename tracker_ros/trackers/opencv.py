@@ -1,0 +1,245 @@
+"""OpenCV's trackers behind the interface of this package: CSRT, KCF, Nano and Vit.
+
+OpenCV's own "found" flag stays true after the target has left the view, so the state comes from what the box shows
+(`tracker_ros.trackers.appearance`) and, for the two networks, from their own score. A target that was LOST is looked
+for in the whole frame, and the OpenCV tracker starts anew where it is found.
+
+OpenCV takes and returns whole pixels (CSRT and KCF keep sub-pixel positions inside, but round what they return). The
+rounding of the first box is undone in every result; half a pixel of the result's own remains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from tracker_ros.geometry.boxes import Box
+from tracker_ros.trackers.appearance import Appearance, Likeness, search_region
+from tracker_ros.trackers.base import Estimate, Frame, InvalidOption, Tracker, TrackerOptions, TrackState, option
+from tracker_ros.trackers.profile import NULL_TIMER, NullTimer
+from tracker_ros.trackers.registry import WeightsMissing
+from tracker_ros.trackers.state import ConfidenceMonitor, ConfidenceThresholds, Cues
+
+#: Frames between two looks at the whole frame for a LOST target.
+_SEARCH_EVERY = 3
+
+
+class OpenCVTrackerMissing(ImportError):
+    """The installed OpenCV was built without this tracker; the message says what to install."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenCVOptions(TrackerOptions):
+    """Options of CSRT and KCF. They run on the CPU whatever `device` says and have no `weights`."""
+
+    good_score: float = option(0.6, "a frame scoring at least this counts as seen", low=0.0, high=1.0)
+    bad_score: float = option(0.25, "a frame scoring below this counts towards LOST", low=0.0, high=1.0)
+    search_score: float = option(
+        0.7, "correlation at which a LOST target is found again anywhere in the frame; 1 turns the search off",
+        low=0.0, high=1.0,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class NanoOptions(OpenCVOptions):
+    """Options of NanoTrack: your two ONNX files."""
+
+    backbone_model: str = option("", "NanoTrack's backbone (.onnx)")
+    head_model: str = option("", "NanoTrack's neck and head (.onnx)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VitOptions(OpenCVOptions):
+    """Options of VitTrack: your ONNX file."""
+
+    model: str = option("", "VitTrack's network (.onnx)")
+
+
+#: Options of each tracker, by its name in the registry.
+PRESETS: dict[str, OpenCVOptions] = {
+    "csrt": OpenCVOptions(),
+    "kcf": OpenCVOptions(),
+    "nano": NanoOptions(),
+    "vit": VitOptions(),
+}
+
+
+@dataclass(slots=True)
+class OpenCVTarget:
+    """One track.
+
+    Attributes:
+        tracker: OpenCV's tracker, which carries the model of the target.
+        origin: the whole-pixel box that it was started on.
+        start: the box that `origin` stands for.
+        box: where the target was seen last.
+        appearance: what it looks like.
+        monitor: its state.
+        lost_frames: frames since it was LOST; 0 while it is not.
+    """
+
+    tracker: Any
+    origin: Box
+    start: Box
+    box: Box
+    appearance: Appearance
+    monitor: ConfidenceMonitor
+    lost_frames: int = 0
+
+    def exact(self, found: Box) -> Box:
+        """The box that OpenCV's whole-pixel `found` stands for, given how the first box was rounded."""
+        sx, sy = found.w / self.origin.w, found.h / self.origin.h
+        (cx, cy), (ox, oy), (x, y) = found.center, self.origin.center, self.start.center
+        return Box.from_center(cx + (x - ox) * sx, cy + (y - oy) * sy, self.start.w * sx, self.start.h * sy)
+
+
+class OpenCVTracker(Tracker[OpenCVTarget]):
+    """One of OpenCV's trackers, by its name: ``csrt``, ``kcf``, ``nano`` or ``vit``.
+
+    Raises:
+        OpenCVTrackerMissing: the installed OpenCV was built without it.
+        WeightsMissing: an ONNX file is not set or not there.
+    """
+
+    options: OpenCVOptions
+
+    def __init__(self, name: str, options: OpenCVOptions) -> None:
+        super().__init__(name, options)
+        self.timer: NullTimer = NULL_TIMER
+        if options.bad_score > options.good_score:
+            raise InvalidOption(f"bad_score {options.bad_score} must not exceed good_score {options.good_score}")
+        self._make = _maker(name, options)
+        self._make()
+
+    def start(self, frame: Frame, boxes: Sequence[Box]) -> list[OpenCVTarget]:
+        """Start one OpenCV tracker a box; see `Tracker.start`."""
+        thresholds = ConfidenceThresholds(
+            good_score=self.options.good_score,
+            bad_score=self.options.bad_score,
+            regain_score=self.options.good_score,
+            weak_doubt=0.1,
+        )
+        targets = []
+        for box in boxes:
+            tracker, origin = self._begin(frame, box)
+            targets.append(
+                OpenCVTarget(tracker, origin, box, box, Appearance(frame, box), ConfidenceMonitor(thresholds))
+            )
+        return targets
+
+    def step(self, frame: Frame, targets: Sequence[OpenCVTarget]) -> list[Estimate]:
+        """Update every target's OpenCV tracker and judge what it found; see `Tracker.step`."""
+        return [self._step(frame, target) for target in targets]
+
+    def _step(self, frame: Frame, target: OpenCVTarget) -> Estimate:
+        with self.timer.stage("classify"):
+            found, own_score = self._update(target, frame)
+        with self.timer.stage("refine"):
+            likeness = target.appearance.measure(frame, found or target.box)
+            score = _score(found, own_score, likeness)
+            if target.lost_frames and target.lost_frames % _SEARCH_EVERY == 0 and score < self.options.good_score:
+                again = self._search(frame, target)
+                if again is not None:
+                    found, likeness, score = again
+            state = target.monitor.update(Cues(score))
+        with self.timer.stage("update"):
+            if state is TrackState.LOST:
+                target.lost_frames += 1
+            else:
+                target.lost_frames = 0
+                target.box = found or target.box
+            if found is not None and state is TrackState.TRACKING and score >= self.options.good_score:
+                target.appearance.learn(frame, found, rate=0.05)
+        return Estimate(
+            box=target.box,
+            score=score,
+            state=state,
+            search_region=search_region(found or target.box),
+            heatmap=likeness.response if self.options.heatmap else None,
+            cues={"first": likeness.first, "recent": likeness.recent, "colour": likeness.colour,
+                  "inside": likeness.inside},
+        )  # fmt: skip
+
+    def _begin(self, frame: Frame, box: Box) -> tuple[Any, Box]:
+        """A new OpenCV tracker on the part of `box` inside the frame, and that part in whole pixels."""
+        height, width = frame.shape[:2]
+        part = box.clip(width, height)
+        x, y = min(round(part.x), width - 2), min(round(part.y), height - 2)
+        w, h = max(2, min(round(part.w), width - x)), max(2, min(round(part.h), height - y))
+        tracker = self._make()
+        tracker.init(frame, (x, y, w, h))
+        return tracker, Box(x, y, w, h)
+
+    def _update(self, target: OpenCVTarget, frame: Frame) -> tuple[Box | None, float | None]:
+        """Where OpenCV finds the target (None where it does not), and the network's score if it has one."""
+        try:
+            ok, rectangle = target.tracker.update(frame)
+        except cv2.error:
+            # CSRT and KCF refuse to look at a patch that has left the image.
+            return None, None
+        if not ok or rectangle[2] <= 0 or rectangle[3] <= 0:
+            return None, None
+        own_score = None
+        if self.name in ("nano", "vit"):
+            own_score = float(min(max(target.tracker.getTrackingScore(), 0.0), 1.0))
+        return target.exact(Box(*map(float, rectangle))), own_score
+
+    def _search(self, frame: Frame, target: OpenCVTarget) -> tuple[Box, Likeness, float] | None:
+        """Look for a LOST target in the whole frame and start anew where it is; None where it is not."""
+        place, correlation = target.appearance.find(frame, target.box)
+        if correlation < self.options.search_score or self.options.search_score >= 1:
+            return None
+        likeness = target.appearance.measure(frame, place)
+        if likeness.score < self.options.good_score:
+            return None
+        target.tracker, target.origin = self._begin(frame, place)
+        target.start = place
+        return place, likeness, likeness.score
+
+
+def _score(found: Box | None, own_score: float | None, likeness: Likeness) -> float:
+    if found is None:
+        return 0.0
+    return likeness.score if own_score is None else own_score
+
+
+def _maker(name: str, options: OpenCVOptions) -> Callable[[], Any]:
+    """What builds OpenCV's tracker called `name`."""
+    if isinstance(options, NanoOptions):
+        nano, params = _find("TrackerNano_create", "4.7"), _find("TrackerNano_Params", "4.7")()
+        params.backbone = _model(name, "backbone_model", options.backbone_model)
+        params.neckhead = _model(name, "head_model", options.head_model)
+        return lambda: nano(params)
+    if isinstance(options, VitOptions):
+        vit, params = _find("TrackerVit_create", "4.9"), _find("TrackerVit_Params", "4.9")()
+        params.net = _model(name, "model", options.model)
+        return lambda: vit(params)
+    return _find({"csrt": "TrackerCSRT_create", "kcf": "TrackerKCF_create"}[name])
+
+
+def _find(attribute: str, since: str | None = None) -> Callable[..., Any]:
+    """What OpenCV 4.5 to 5 call ``cv2.TrackerX_create`` and builds without the newer interface ``cv2.legacy...``."""
+    for module in (cv2, getattr(cv2, "legacy", None)):
+        found = getattr(module, attribute, None)
+        if found is not None:
+            return found
+    kind = attribute.partition("_")[0]
+    if since is not None:
+        raise OpenCVTrackerMissing(f"OpenCV {cv2.__version__} has no {kind}; it came with OpenCV {since}")
+    raise OpenCVTrackerMissing(
+        f"OpenCV {cv2.__version__} was built without its contrib modules, so it has no {kind}; "
+        "install opencv-contrib-python-headless in place of opencv-python-headless, or Debian's python3-opencv"
+    )
+
+
+def _model(tracker: str, field: str, path: str) -> str:
+    """Check that the ONNX file of option `field` is there."""
+    if not path:
+        raise WeightsMissing(f"tracker '{tracker}' needs your ONNX file: set its option '{field}'")
+    if not Path(path).expanduser().is_file():
+        raise WeightsMissing(f"tracker '{tracker}': there is no file '{path}' (option '{field}')")
+    return str(Path(path).expanduser())
