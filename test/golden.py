@@ -1,0 +1,108 @@
+"""Golden vectors: the published weights' recipe, and comparison with stored stages.
+
+The folder is named by the environment variable TRACKER_ROS_GOLDEN; it holds one sub-folder a network
+(``stages.npz``, ``weights_overrides.npz``), ``frame0.png``, ``frame1.png``, and beside it ``../spec/<network>.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zlib
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+SHARED = Path(os.environ.get("TRACKER_ROS_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+GOLDEN = Path(os.environ.get("TRACKER_ROS_GOLDEN", SHARED / "reference" / "golden"))
+
+
+def networks(prefix: str) -> list[str]:
+    """Network folders whose name starts with `prefix`; one skipped entry where the folder is absent."""
+    return sorted(p.name for p in GOLDEN.glob(f"{prefix}*") if (p / "stages.npz").is_file())
+
+
+def parametrize(prefix: str) -> pytest.MarkDecorator:
+    """Parametrise a test over the network folders of a family, or skip with the reason."""
+    names = networks(prefix)
+    if not names:
+        reason = f"no golden vectors '{prefix}*' in {GOLDEN}; set TRACKER_ROS_GOLDEN to a folder that has them"
+        return pytest.mark.parametrize("network", [pytest.param("none", marks=pytest.mark.skip(reason=reason))])
+    return pytest.mark.parametrize("network", names)
+
+
+def spec(network: str) -> dict:
+    for folder in (GOLDEN / network, GOLDEN.parent / "spec", SHARED / "reference" / "spec"):
+        if (folder / f"{network}.json").is_file():
+            return json.loads((folder / f"{network}.json").read_text())
+    raise FileNotFoundError(f"{network}.json is not in {GOLDEN / network} nor in {GOLDEN.parent / 'spec'}")
+
+
+def published_state(network: str) -> OrderedDict[str, torch.Tensor]:
+    """State dict with the published names and the recipe's values."""
+    shapes = spec(network)["state_dict"]
+    path = GOLDEN / network / "weights_overrides.npz"
+    overrides = dict(np.load(path)) if path.is_file() else {}
+    seed = int(overrides.pop("__seed__", 0))
+    state: OrderedDict[str, torch.Tensor] = OrderedDict()
+    for key, entry in shapes.items():
+        shape, (module, _, leaf) = entry["shape"], key.rpartition(".")
+        r = np.random.RandomState((zlib.crc32(key.encode()) ^ (seed * 2654435761)) & 0xFFFFFFFF)
+        if f"{module}.running_mean" in shapes and leaf == "weight":
+            value = r.uniform(0.7, 1.3, shape)
+        elif f"{module}.running_mean" in shapes and leaf == "bias":
+            value = r.randn(*shape) * 0.1
+        elif len(shape) >= 2:
+            value = r.randn(*shape) * np.sqrt(2 / np.prod(shape[1:]))
+        elif leaf == "bias":
+            value = r.randn(*shape) * 0.05
+        else:
+            value = 1 + 0.3 * r.randn(*shape)
+        value = np.asarray(value, np.float32)
+        if f"{key} *scale" in overrides:
+            value = value * np.float32(overrides[f"{key} *scale"])
+        if f"{key} @rows" in overrides:
+            value[overrides[f"{key} @rows"]] = overrides[f"{key} rows"]
+        if key in overrides:
+            value = overrides[key]
+        state[key] = torch.from_numpy(np.array(value)).reshape(shape)
+    return state
+
+
+class Stages:
+    """The stored numbers of one network."""
+
+    def __init__(self, network: str) -> None:
+        self._data = np.load(GOLDEN / network / "stages.npz")
+        self._sampled = {}
+        for name in self._data.files:
+            match = re.fullmatch(r"(.*) \[flat::(\d+)\] of ([\dx]+)", name)
+            if match:
+                self._sampled[match[1]] = (name, int(match[2]))
+
+    def __getitem__(self, name: str) -> NDArray:
+        return self._data[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._data.files or name in self._sampled
+
+    def tensor(self, name: str) -> torch.Tensor:
+        return torch.from_numpy(np.array(self._data[name], np.float32))
+
+    def check(self, name: str, value: torch.Tensor | NDArray, tolerance: float = 1e-4) -> None:
+        """Assert agreement to `tolerance` of the largest magnitude of the stage."""
+        actual = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value, np.float64).reshape(-1)
+        if name in self._sampled:
+            stored, step = self._sampled[name]
+            expected, actual = self._data[stored], actual[::step]
+        else:
+            expected = self._data[name]
+        expected = np.asarray(expected, np.float64).reshape(-1)
+        assert actual.shape == expected.shape, f"{name}: {actual.size} values, expected {expected.size}"
+        error = np.abs(actual - expected).max() / np.abs(expected).max()
+        assert error <= tolerance, f"{name}: off by {error:.2e} of the largest magnitude, allowed {tolerance:g}"
