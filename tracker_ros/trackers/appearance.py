@@ -95,7 +95,7 @@ class Appearance:
         """Look for the target in the whole frame at the size of `box`.
 
         Returns:
-            The best place, and its correlation with the recent appearance in ``[0, 1]``.
+            The best place, and the lesser of its correlations with the first and the recent appearance, ``[0, 1]``.
         """
         height, width = frame.shape[:2]
         scale = min(1.0, PATCH / max(1.0, min(box.w, box.h)))
@@ -104,7 +104,8 @@ class Appearance:
         size = max(3, round(box.w * scale)), max(3, round(box.h * scale))
         if size[0] > grey.shape[1] or size[1] > grey.shape[0]:
             return box, 0.0
-        scores = np.maximum(*(_match(grey, cv2.resize(patch, size)) for patch in (self.first, self.recent)))
+        # Over a whole frame the best of many places looks good by chance, so both appearances have to agree.
+        scores = np.minimum(*(_match(grey, cv2.resize(patch, size)) for patch in (self.first, self.recent)))
         _, best, _, (x, y) = cv2.minMaxLoc(scores)
         return Box(x / scale, y / scale, box.w, box.h), float(best)
 

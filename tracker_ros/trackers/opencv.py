@@ -26,6 +26,10 @@ from tracker_ros.trackers.state import ConfidenceMonitor, ConfidenceThresholds, 
 
 #: Frames between two looks at the whole frame for a LOST target.
 _SEARCH_EVERY = 3
+#: Colour similarity that a place in the whole frame must have to be the target.
+_SEARCH_COLOUR = 0.5
+#: Score from which the recent appearance follows the target: surer than what counts as seen, as a wrong patch stays.
+_LEARN_SCORE = 0.9
 
 
 class OpenCVTrackerMissing(ImportError):
@@ -152,7 +156,7 @@ class OpenCVTracker(Tracker[OpenCVTarget]):
             else:
                 target.lost_frames = 0
                 target.box = found or target.box
-            if found is not None and state is TrackState.TRACKING and score >= self.options.good_score:
+            if found is not None and state is TrackState.TRACKING and score >= _LEARN_SCORE:
                 target.appearance.learn(frame, found, rate=0.05)
         return Estimate(
             box=target.box,
@@ -186,7 +190,12 @@ class OpenCVTracker(Tracker[OpenCVTarget]):
         own_score = None
         if self.name in ("nano", "vit"):
             own_score = float(min(max(target.tracker.getTrackingScore(), 0.0), 1.0))
-        return target.exact(Box(*map(float, rectangle))), own_score
+        x, y, w, h = map(float, rectangle)
+        if self.name == "kcf":
+            # KCF keeps its size but cuts the box at the image's border: put back what was cut.
+            x, y = (x if x > 0 else x + w - target.origin.w), (y if y > 0 else y + h - target.origin.h)
+            w, h = target.origin.w, target.origin.h
+        return target.exact(Box(x, y, w, h)), own_score
 
     def _search(self, frame: Frame, target: OpenCVTarget) -> tuple[Box, Likeness, float] | None:
         """Look for a LOST target in the whole frame and start anew where it is; None where it is not."""
@@ -194,7 +203,7 @@ class OpenCVTracker(Tracker[OpenCVTarget]):
         if correlation < self.options.search_score or self.options.search_score >= 1:
             return None
         likeness = target.appearance.measure(frame, place)
-        if likeness.score < self.options.good_score:
+        if likeness.score < self.options.good_score or likeness.colour < _SEARCH_COLOUR:
             return None
         target.tracker, target.origin = self._begin(frame, place)
         target.start = place
