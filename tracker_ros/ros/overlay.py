@@ -1,0 +1,186 @@
+"""Drawing a track on its image. Knows nothing of ROS."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tracker_ros.geometry.boxes import Box
+from tracker_ros.trackers.base import Estimate, Frame, TrackState
+
+Colour = tuple[int, int, int]
+
+#: BGR colours of the states.
+COLOURS: dict[TrackState, Colour] = {
+    TrackState.IDLE: (190, 190, 190),
+    TrackState.TRACKING: (96, 220, 60),
+    TrackState.UNCERTAIN: (40, 190, 255),
+    TrackState.LOST: (70, 70, 245),
+}
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_PANEL: Colour = (24, 20, 18)
+_TEXT: Colour = (240, 240, 240)
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """What the line of text says besides state and score; empty or NaN leaves a part out.
+
+    Attributes:
+        tracker: name of the tracker.
+        target_id: name of the target.
+        fps: processed images a second.
+        latency: from the image's stamp to the result, seconds.
+        note: shown instead of the state, for instance a failure.
+    """
+
+    tracker: str = ""
+    target_id: str = ""
+    fps: float = math.nan
+    latency: float = math.nan
+    note: str = ""
+
+
+def draw(frame: Frame, estimate: Estimate | None, caption: Caption | None = None, heat: float = 0.55) -> Frame:
+    """Draw box, state, score, search region and heatmap on a copy of `frame`.
+
+    Args:
+        frame: HxWx3 uint8, BGR; not changed.
+        estimate: what to draw, in pixels of `frame`; None while there is no target.
+        caption: the rest of the line of text.
+        heat: opacity of the heatmap at its peak, 0 for none.
+
+    Returns:
+        HxWx3 uint8, BGR.
+    """
+    image = frame.copy()
+    height, width = image.shape[:2]
+    unit = min(width, height) / 480  # Strokes and text grow with the image.
+    state = TrackState.IDLE if estimate is None else estimate.state
+    colour = COLOURS[state]
+    if estimate is not None:
+        if estimate.heatmap is not None and heat > 0:
+            _blend(image, estimate.heatmap, estimate.search_region, heat)
+        if estimate.search_region != estimate.box:
+            _rectangle(image, estimate.search_region, (225, 225, 225), max(1, round(unit)), 0.45)
+        if state is TrackState.LOST:
+            _dashed(image, estimate.box, colour, max(1, round(1.6 * unit)))
+        else:
+            _brackets(image, estimate.box, colour, max(1, round(2.4 * unit)))
+    _panel(image, state, estimate, caption or Caption(), colour)
+    return image
+
+
+def _blend(image: Frame, heatmap: NDArray[np.float32], region: Box, heat: float) -> None:
+    """Colour the response over `region`; its opacity follows the response, so that a flat map hides nothing."""
+    height, width = image.shape[:2]
+    x1, y1, x2, y2 = (round(v) for v in (region.x, region.y, region.x + region.w, region.y + region.h))
+    left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
+    if right <= left or bottom <= top:
+        return
+    rows, columns = heatmap.shape
+    # Sampled at the pixels' centres, only where the region lies in the image: the region may be far larger.
+    x = ((np.arange(left, right) + 0.5 - region.x) / region.w * columns - 0.5).astype(np.float32)
+    y = ((np.arange(top, bottom) + 0.5 - region.y) / region.h * rows - 0.5).astype(np.float32)
+    grid_x, grid_y = np.meshgrid(x, y)
+    values = np.ascontiguousarray(np.nan_to_num(heatmap), np.float32)
+    response = np.clip(cv2.remap(values, grid_x, grid_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE), 0, 1)
+    # The upper end of the colour map is a dark red that would read as a low value on a dark image.
+    colours = cv2.applyColorMap((response * 222).astype(np.uint8), cv2.COLORMAP_TURBO)
+    alpha = (response**0.8 * heat)[..., None]
+    patch = image[top:bottom, left:right]
+    patch[:] = (patch * (1 - alpha) + colours * alpha).astype(np.uint8)
+
+
+def _corners(box: Box) -> tuple[int, int, int, int]:
+    limit = 1 << 15  # OpenCV draws with 16.16 fixed-point coordinates.
+    x1, y1, x2, y2 = (box.x, box.y, box.x + box.w - 1, box.y + box.h - 1)
+    x1, y1, x2, y2 = (min(max(v, -limit), limit) for v in (x1, y1, x2, y2))
+    return round(x1), round(y1), round(x2), round(y2)
+
+
+def _rectangle(image: Frame, box: Box, colour: Colour, thickness: int, alpha: float) -> None:
+    """A thin translucent outline."""
+    x1, y1, x2, y2 = _corners(box)
+    height, width = image.shape[:2]
+    for a, b, c, d in ((x1, y1, x2, y1), (x1, y2, x2, y2), (x1, y1, x1, y2), (x2, y1, x2, y2)):
+        left, right = max(a - thickness // 2, 0), min(c + (thickness + 1) // 2, width)
+        top, bottom = max(b - thickness // 2, 0), min(d + (thickness + 1) // 2, height)
+        if left < right and top < bottom:
+            edge = image[top:bottom, left:right]
+            edge[:] = (edge * (1 - alpha) + np.array(colour) * alpha).astype(np.uint8)
+
+
+def _brackets(image: Frame, box: Box, colour: Colour, thickness: int) -> None:
+    """A thin box with strong corners, on a dark edge that keeps it visible on any ground."""
+    x1, y1, x2, y2 = _corners(box)
+    arm = max(2, round(0.25 * min(x2 - x1, y2 - y1)))
+    cv2.rectangle(image, (x1, y1), (x2, y2), colour, 1, cv2.LINE_AA)
+    shadow = [(_PANEL, thickness + 2)] if thickness > 1 else []  # There is no room for it on a small image.
+    for ink, stroke in (*shadow, (colour, thickness)):
+        for x, y, dx, dy in ((x1, y1, arm, arm), (x2, y1, -arm, arm), (x1, y2, arm, -arm), (x2, y2, -arm, -arm)):
+            cv2.line(image, (x, y), (x + dx, y), ink, stroke, cv2.LINE_AA)
+            cv2.line(image, (x, y), (x, y + dy), ink, stroke, cv2.LINE_AA)
+
+
+def _dashed(image: Frame, box: Box, colour: Colour, thickness: int) -> None:
+    """A dashed outline: where the target was seen last."""
+    x1, y1, x2, y2 = _corners(box)
+    for (ax, ay), (bx, by) in (((x1, y1), (x2, y1)), ((x2, y1), (x2, y2)), ((x2, y2), (x1, y2)), ((x1, y2), (x1, y1))):
+        pieces = min(200, max(1, round(math.hypot(bx - ax, by - ay) / (6 + 3 * thickness))))
+        for k in range(pieces):
+            p, q = k / pieces, (k + 0.55) / pieces
+            start = round(ax + (bx - ax) * p), round(ay + (by - ay) * p)
+            end = round(ax + (bx - ax) * q), round(ay + (by - ay) * q)
+            cv2.line(image, start, end, colour, thickness, cv2.LINE_AA)
+
+
+def _panel(image: Frame, state: TrackState, estimate: Estimate | None, caption: Caption, colour: Colour) -> None:
+    """The line of text at the top: a dot in the state's colour, the state, and whatever else has room."""
+    height, width = image.shape[:2]
+    scale = min(max(min(width, height) / 480 * 0.55, 0.3), 3.0)
+    thickness = max(1, round(scale * 1.6))
+    (_, line), base = cv2.getTextSize("Ag", _FONT, scale, thickness)
+    pad = max(2, round(line * 0.55))
+    bar = line + base // 2 + 2 * pad
+    dot = max(2, round(line * 0.42))
+
+    main = caption.note or state.name
+    if estimate is not None and not caption.note:
+        main += f" {estimate.score:.2f}"
+    # In the order of importance: where the image is narrow, parts at the end give way first.
+    extras = [
+        caption.tracker,
+        "" if math.isnan(caption.latency) else f"{caption.latency * 1e3:.0f} ms",
+        "" if math.isnan(caption.fps) else f"{caption.fps:.0f} fps",
+        caption.target_id if estimate is not None else "",
+    ]
+    left = 2 * pad + 2 * dot
+    room = width - left - pad - _width(main, scale, thickness)
+    gap = 2 * pad
+    shown: list[str] = []
+    for text in filter(None, extras):
+        need = _width(text, scale, thickness) + gap
+        if need <= room:
+            shown.append(text)
+            room -= need
+
+    strip = image[: min(bar, height)]
+    strip[:] = (strip * 0.35 + np.array(_PANEL) * 0.65).astype(np.uint8)
+    middle = bar // 2
+    y = middle + line // 2
+    cv2.circle(image, (pad + dot, middle), dot, colour, -1, cv2.LINE_AA)
+    cv2.putText(image, main, (left, y), _FONT, scale, colour, thickness, cv2.LINE_AA)
+    x = width - pad
+    for text in reversed(shown):
+        x -= _width(text, scale, thickness)
+        cv2.putText(image, text, (x, y), _FONT, scale, _TEXT, thickness, cv2.LINE_AA)
+        x -= gap
+
+
+def _width(text: str, scale: float, thickness: int) -> int:
+    return int(cv2.getTextSize(text, _FONT, scale, thickness)[0][0])

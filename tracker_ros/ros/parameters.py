@@ -1,0 +1,192 @@
+"""The node's parameters as a table: name, default, description, range, choices, read-only.
+
+`NodeOptions` is the table of the node's own parameters. A tracker's options come from the metadata of its options
+dataclass and are declared as ``<tracker>.<field>``; ``device``, ``weights`` and ``update`` are the same for all
+trackers and have no prefix.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.node import Node
+
+from tracker_ros.trackers.base import InvalidOption, TrackerOptions
+
+#: Options of every tracker that are parameters of the node itself.
+SHARED = ("device", "weights", "update")
+#: Options that the node decides on by itself: response maps are computed while someone may look at them.
+_HIDDEN = ("heatmap",)
+
+
+class InvalidParameter(ValueError):
+    """A parameter with a value that it does not take; the message names both."""
+
+
+def _parameter(
+    default: Any,
+    help: str,
+    *,
+    name: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    read_only: bool = False,
+) -> Any:
+    metadata = {"help": help, "name": name, "low": low, "high": high, "choices": choices, "read_only": read_only}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeOptions:
+    """Values of the node's own parameters."""
+
+    tracker: str = _parameter("dimp18", "preset of the tracker, such as dimp18, csrt or kcf; may change while running")
+    device: str = _parameter("auto", "where the tracker runs: auto (CUDA where there is one), cpu, cuda or cuda:N")
+    weights: str = _parameter("", "weights file of the tracker; empty: the ones that the package ships")
+    update: str = _parameter("", "the tracker's update policy, where it has one, such as none; empty: its default")
+    image_transport: str = _parameter(
+        "raw", "raw: sensor_msgs/Image on image_raw; compressed: CompressedImage on image_raw/compressed",
+        choices=("raw", "compressed"), read_only=True,
+    )  # fmt: skip
+    reliability: str = _parameter(
+        "best_effort", "of the image subscription; best_effort hears every camera, reliable only reliable ones",
+        choices=("best_effort", "reliable"), read_only=True,
+    )  # fmt: skip
+    autostart: bool = _parameter(True, "configure and activate the node when it starts", read_only=True)
+    buffer_seconds: float = _parameter(
+        1.0, "how far back in seconds the stamp of an init_target request may lie", low=0.0, high=10.0
+    )
+    buffer_megabytes: int = _parameter(256, "most memory that the buffered images may take", low=1, high=16384)
+    catch_up_seconds: float = _parameter(
+        0.5, "most time in seconds to catch up from a stamped image to the newest one; images are skipped to keep it",
+        low=0.0, high=10.0,
+    )  # fmt: skip
+    service_timeout: float = _parameter(
+        5.0, "seconds after which a service answers even if the tracker is still busy", low=0.1, high=600.0
+    )
+    heatmap_stride: int = _parameter(
+        8, "image pixels for each cell of the heatmap topic", name="heatmap.stride", low=1, high=64
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One parameter: `low` and `high` bound numbers, `choices` strings."""
+
+    name: str
+    default: Any
+    help: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] | None = None
+    read_only: bool = False
+
+    def check(self, value: Any) -> None:
+        """Raise `InvalidParameter` if `value` is not one that the parameter takes (ROS has checked its type)."""
+        if self.choices is not None and value not in self.choices:
+            raise InvalidParameter(f"parameter '{self.name}' must be one of {', '.join(self.choices)}; got '{value}'")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return
+        too_low, too_high = self.low is not None and value < self.low, self.high is not None and value > self.high
+        if too_low or too_high or value != value:
+            raise InvalidParameter(f"parameter '{self.name}' must lie in [{self.low}, {self.high}], got {value}")
+
+    def descriptor(self) -> ParameterDescriptor:
+        """The descriptor that ``ros2 param describe`` shows."""
+        descriptor = ParameterDescriptor(
+            description=self.help,
+            read_only=self.read_only,
+            additional_constraints="" if self.choices is None else f"one of: {', '.join(self.choices)}",
+        )
+        if type(self.default) is int and self.low is not None and self.high is not None:
+            descriptor.integer_range = [IntegerRange(from_value=int(self.low), to_value=int(self.high), step=0)]
+        if type(self.default) is float and self.low is not None and self.high is not None:
+            bounds = FloatingPointRange(from_value=float(self.low), to_value=float(self.high), step=0.0)
+            descriptor.floating_point_range = [bounds]
+        return descriptor
+
+
+def _spec(f: dataclasses.Field[Any], name: str) -> Spec:
+    get = f.metadata.get
+    limits = get("low"), get("high"), get("choices")
+    return Spec(name, f.default, get("help", ""), *limits, read_only=get("read_only", False))
+
+
+#: Field of `NodeOptions` -> its parameter.
+NODE_SPECS: dict[str, Spec] = {f.name: _spec(f, f.metadata["name"] or f.name) for f in dataclasses.fields(NodeOptions)}
+
+
+def tracker_specs(tracker: str, options: TrackerOptions) -> dict[str, Spec]:
+    """Field of the preset's options -> its parameter, ``<tracker>.<field>`` with the preset's value as default."""
+    specs = {}
+    for f in dataclasses.fields(options):
+        value = getattr(options, f.name)
+        if f.name in (*SHARED, *_HIDDEN) or value == ():
+            continue  # The type of an empty array can't be told to ROS.
+        default = list(value) if isinstance(value, tuple) else value
+        specs[f.name] = dataclasses.replace(_spec(f, f"{tracker}.{f.name}"), default=default)
+    return specs
+
+
+def declare(node: Node, specs: Mapping[str, Spec]) -> None:
+    """Declare those of `specs` that `node` does not have yet.
+
+    Raises:
+        InvalidParameter: a value from the command line or a parameter file is of another type, or out of range.
+    """
+    for spec in specs.values():
+        if node.has_parameter(spec.name):
+            continue
+        try:
+            value = node.declare_parameter(spec.name, spec.default, spec.descriptor()).value
+        except Exception as error:
+            raise InvalidParameter(f"parameter '{spec.name}': {error}") from error
+        spec.check(value)
+
+
+def read(node: Node, specs: Mapping[str, Spec], changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Field -> value of every parameter of `specs`, as it will be with `changes` (parameter name -> value) applied.
+
+    Raises:
+        InvalidParameter: a value that the parameter does not take.
+    """
+    changes = changes or {}
+    values = {}
+    for key, spec in specs.items():
+        value = changes[spec.name] if spec.name in changes else node.get_parameter(spec.name).value
+        spec.check(value)
+        values[key] = value
+    return values
+
+
+def build_options(preset: TrackerOptions, node: NodeOptions, own: Mapping[str, Any], tracker: str) -> dict[str, Any]:
+    """The options to build a tracker with, checked.
+
+    Args:
+        preset: the preset's options.
+        node: gives device, weights and update.
+        own: field -> value of the tracker's own parameters.
+        tracker: name of the preset, for messages.
+
+    Raises:
+        InvalidParameter: a value that an option does not take, or an update policy for a tracker that has none.
+    """
+    known = {f.name for f in dataclasses.fields(preset)}
+    options: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in own.items()}
+    options["device"] = node.device
+    if node.weights:
+        options["weights"] = node.weights
+    if node.update:
+        if "update" not in known:
+            raise InvalidParameter(f"tracker '{tracker}' has no update policy, but 'update' is '{node.update}'")
+        options["update"] = node.update
+    try:
+        preset.replace(**options)
+    except InvalidOption as error:
+        raise InvalidParameter(f"tracker '{tracker}': {error}") from error
+    return options
