@@ -1,0 +1,95 @@
+"""The command line: ``tracker_ros <command> ...``, also ``python -m tracker_ros <command> ...``.
+
+A command's module is imported when it is called, so that no command waits for what another one needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+import tracker_ros
+from tracker_ros.trackers import registry
+
+#: Command -> the module that has its `add_arguments` and `run`, and one line on what it does.
+COMMANDS = {
+    "demo": ("tracker_ros.demo", "track a target in a simulated flight, a video, images or a webcam"),
+    "evaluate": ("tracker_ros.evaluation.command", "measure trackers on sequences with known boxes"),
+    "benchmark": ("tracker_ros.evaluation.benchmark", "measure the time and memory that a tracker takes"),
+    "train": ("tracker_ros.training.command", "train a tracker's network"),
+    "import-weights": ("tracker_ros.weights", "convert a published checkpoint to safetensors"),
+    "trackers": ("tracker_ros.cli", "list the trackers, or the options of one"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code (2 for a mistake in the call, 130 when interrupted)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if arguments[0] == "--version":
+        print(f"tracker_ros {tracker_ros.__version__}")
+        return 0
+    name = arguments[0]
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        print(f"tracker_ros: there is no command '{name}'{hint} (there are: {', '.join(COMMANDS)})", file=sys.stderr)
+        return 2
+
+    debug = "--debug" in arguments
+    try:
+        module = importlib.import_module(COMMANDS[name][0])
+        parser = argparse.ArgumentParser(
+            prog=f"tracker_ros {name}",
+            description=COMMANDS[name][1],
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        module.add_arguments(parser)
+        return int(module.run(parser.parse_args(arguments[1:])) or 0)
+    except KeyboardInterrupt:
+        print(f"tracker_ros {name}: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        # What is meant for users says it all; anything else is a fault of ours and needs its type to be understood.
+        meant = isinstance(error, ValueError | OSError | ImportError | RuntimeError)
+        text = str(error) if meant and str(error) else f"{type(error).__name__}: {error} (--debug shows where)"
+        print(f"tracker_ros {name}: error: {text}", file=sys.stderr)
+        return 2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``tracker_ros trackers``."""
+    parser.add_argument("name", nargs="?", help="show the options of this tracker")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the trackers, or the options of one."""
+    if args.name is None:
+        for entry in registry.DEFAULT:
+            print(f"{entry.name:<10}{entry.description}")
+        return 0
+    options = registry.get(args.name).options
+    for f in dataclasses.fields(options):
+        limits = f.metadata.get("choices") or tuple(f.metadata.get(k) for k in ("low", "high"))
+        allowed = "" if limits == (None, None) else f" {limits}"
+        print(f"{f.name} = {getattr(options, f.name)!r}{allowed}\n    {f.metadata.get('help', '')}")
+    return 0
+
+
+def _usage() -> str:
+    lines = [f"    {name:<16}{text}" for name, (_, text) in COMMANDS.items()]
+    head = ["usage: tracker_ros [--version] COMMAND ...", "", "commands:"]
+    return "\n".join([*head, *lines, "", "tracker_ros COMMAND --help tells more"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

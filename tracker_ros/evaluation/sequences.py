@@ -1,0 +1,201 @@
+"""Sequences on disk: frames and the target's true boxes, in the layouts that tracking benchmarks use.
+
+Each sequence is a folder with its images in ``img/`` or beside the truth file, which is one of
+
+- ``groundtruth.txt``: LaSOT, GOT-10k and VOT (rows of 8 numbers are corners of a polygon; its bounding box is taken);
+- ``groundtruth_rect.txt``: OTB.
+
+UAV123 keeps its truth apart: images in ``data_seq/**/<name>/``, boxes in ``anno/**/<name>.txt``.
+
+A row is ``x, y, w, h`` in pixels, separated by commas, tabs or blanks. The target is absent where a row has a NaN or
+no area, where GOT-10k's ``absence.label`` says 1, or LaSOT's ``full_occlusion.txt`` or ``out_of_view.txt`` do.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterator
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tracker_ros.geometry.boxes import Box
+from tracker_ros.trackers.base import Frame
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
+_TRUTH_NAMES = ("groundtruth.txt", "groundtruth_rect.txt")
+_ABSENCE_NAMES = ("absence.label", "full_occlusion.txt", "out_of_view.txt")
+
+
+class InvalidSequence(ValueError):
+    """A folder that is no sequence; the message names the file and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Images and the target's box in each.
+
+    Attributes:
+        name: name of the folder.
+        images: one file a frame.
+        truth: Nx4 float64, x, y, w, h in pixels, 0-based; rows of NaN where the target is absent.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    truth: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def absent(self) -> NDArray[np.bool_]:
+        """N booleans: the target is not in view."""
+        absent: NDArray[np.bool_] = np.isnan(self.truth).any(1)
+        return absent
+
+    @property
+    def first_box(self) -> Box:
+        """The box that trackers start on."""
+        return Box(*(float(v) for v in self.truth[0]))
+
+    def frame(self, index: int) -> Frame:
+        """Read frame `index`: HxWx3 uint8, BGR.
+
+        Raises:
+            InvalidSequence: the file is no image.
+        """
+        return read_image(self.images[index])
+
+
+def read_image(path: Path) -> Frame:
+    """Read an image file as HxWx3 uint8, BGR.
+
+    Raises:
+        InvalidSequence: the file is no image.
+    """
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise InvalidSequence(f"'{path}' can't be read as an image")
+    return image
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The image files of a folder, in the order of the numbers in their names (``9.jpg`` before ``10.jpg``)."""
+    found = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
+    return sorted(found, key=lambda path: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", path.name)])
+
+
+def read_boxes(path: Path) -> NDArray[np.float64]:
+    """Read a truth file: Nx4 float64 (x, y, w, h in pixels); rows of NaN where it has no box.
+
+    Raises:
+        InvalidSequence: a row that is not 4 (box) or 8 (polygon) numbers.
+    """
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            values = [float(v) for v in re.split(r"[,;\s]+", line.strip().strip(","))]
+        except ValueError:
+            raise InvalidSequence(f"'{path}' line {number}: '{line.strip()}' is not a row of numbers") from None
+        if len(values) == 8:
+            xs, ys = values[0::2], values[1::2]
+            values = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+        if len(values) != 4:
+            raise InvalidSequence(
+                f"'{path}' line {number}: {len(values)} numbers; expected x, y, w, h or 8 for a polygon"
+            )
+        rows.append(values)
+    boxes = np.array(rows, np.float64).reshape(-1, 4)
+    boxes[~np.isfinite(boxes).all(1) | (boxes[:, 2:] <= 0).any(1)] = np.nan
+    return boxes
+
+
+def load_sequence(folder: Path, truth_file: Path | None = None, *, one_based: bool = False) -> Sequence:
+    """Load the sequence in `folder`.
+
+    Args:
+        folder: has the images, in itself or in ``img/``, and the truth file.
+        truth_file: the truth file, where it lies elsewhere.
+        one_based: the first pixel of the truth is 1, as in Matlab's data sets (OTB, UAV123).
+
+    Raises:
+        InvalidSequence: no images, no truth, another number of boxes than images, or no box in the first frame.
+    """
+    if not folder.is_dir():
+        raise InvalidSequence(f"there is no folder '{folder}'")
+    images = list_images(folder / "img" if (folder / "img").is_dir() else folder)
+    if not images:
+        raise InvalidSequence(f"'{folder}' has no images ({', '.join(sorted(IMAGE_SUFFIXES))}), nor has its img/")
+    if truth_file is None:
+        truth_file = next((folder / name for name in _TRUTH_NAMES if (folder / name).is_file()), None)
+    if truth_file is None:
+        raise InvalidSequence(f"'{folder}' has no {' or '.join(_TRUTH_NAMES)}")
+    truth = read_boxes(truth_file)
+    if len(truth) != len(images):
+        raise InvalidSequence(f"'{folder}' has {len(images)} images, but '{truth_file.name}' has {len(truth)} boxes")
+    for name in _ABSENCE_NAMES:
+        if (folder / name).is_file():
+            flags = np.array([float(v) for v in re.split(r"[,\s]+", (folder / name).read_text().strip())]) > 0
+            if len(flags) != len(truth):
+                raise InvalidSequence(f"'{folder / name}' has {len(flags)} flags for {len(truth)} frames")
+            truth[flags] = np.nan
+    if np.isnan(truth[0]).any():
+        raise InvalidSequence(f"'{truth_file}' has no box for the first frame, so no track can start")
+    if one_based:
+        truth[:, :2] -= 1
+    return Sequence(folder.name, tuple(images), truth)
+
+
+def find_sequences(
+    root: Path, only: SequenceOf[str] = (), exclude: SequenceOf[str] = (), *, one_based: bool = False
+) -> list[Sequence]:
+    """Load the sequences below `root`, sorted by name.
+
+    Args:
+        root: a folder of sequences, UAV123's root, or one sequence.
+        only: shell patterns (``otb_*``) of which a name must match one; empty: all names.
+        exclude: patterns of which a name may match none.
+        one_based: see `load_sequence`.
+
+    Raises:
+        InvalidSequence: nothing found or nothing left, or one of the sequences is broken.
+    """
+    if not root.is_dir():
+        raise InvalidSequence(f"there is no folder '{root}'")
+    found = dict(_candidates(root))
+    if not found:
+        raise InvalidSequence(f"no folder below '{root}' has a {' or '.join(_TRUTH_NAMES)} (nor is it UAV123's root)")
+    names = sorted(
+        (folder for folder in found if not only or any(fnmatch.fnmatch(folder.name, pattern) for pattern in only)),
+        key=lambda folder: folder.name,
+    )
+    names = [folder for folder in names if not any(fnmatch.fnmatch(folder.name, pattern) for pattern in exclude)]
+    if not names:
+        raise InvalidSequence(
+            f"none of the {len(found)} sequences in '{root}' is left by --only {list(only)} --exclude {list(exclude)}"
+        )
+    return [load_sequence(folder, found[folder], one_based=one_based) for folder in names]
+
+
+def _candidates(root: Path) -> Iterator[tuple[Path, Path]]:
+    """Folders that look like sequences, with their truth files."""
+    annotations = root / "anno"
+    if annotations.is_dir():
+        truths = {path.stem: path for path in annotations.rglob("*.txt")}
+        for folder in (root / "data_seq").rglob("*"):
+            if folder.is_dir() and folder.name in truths:
+                yield folder, truths[folder.name]
+        return
+    for folder in (root, *sorted(path for path in root.iterdir() if path.is_dir())):
+        for name in _TRUTH_NAMES:
+            if (folder / name).is_file():
+                yield folder, folder / name
+                break
