@@ -24,15 +24,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tracker_ros.errors import WeightsError, WeightsMissing
+
 FORMAT = "tracker_ros-1"
-
-
-class WeightsError(ValueError):
-    """A weights file that cannot be used; the message names the file, the reason and the way out."""
-
-
-class WeightsMissing(WeightsError, FileNotFoundError):
-    """There is no such weights file."""
 
 
 def models_directory() -> Path:

@@ -56,7 +56,8 @@ class InstanceL2Norm(nn.Module):
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """BxCxHxW to BxCxHxW."""
+        """BxCxHxW of any float type to BxCxHxW float32; the sum over a map needs the precision."""
+        x = x.float()
         count = x.shape[1] * x.shape[2] * x.shape[3]
         return x * (self.scale * torch.sqrt(count / (x.square().sum((1, 2, 3), keepdim=True) + 1e-5)))
 
@@ -93,6 +94,10 @@ class DiMPNet(nn.Module):
     def extract(self, image: Tensor) -> BackboneFeatures:
         """Backbone maps of normalised crops Bx3xHxW."""
         return BackboneFeatures(*self.backbone(image))
+
+    def convolutions(self) -> list[nn.Module]:
+        """The parts that run on every frame's whole crop, for which half precision suffices."""
+        return [self.backbone, self.classifier.features, self.iou_net.test8, self.iou_net.test16]
 
     def classification_features(self, features: BackboneFeatures) -> Tensor:
         """Features that the filter works on: BxCxHxW at stride 16."""

@@ -47,7 +47,7 @@ class LinearBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, bins: int) -> None:
         super().__init__()
         self.linear = nn.Linear(inputs * bins * bins, outputs)
-        self.bn = nn.BatchNorm1d(outputs)
+        self.bn: nn.BatchNorm1d | nn.Identity = nn.BatchNorm1d(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """MxCxPxP to MxC'."""
@@ -55,6 +55,8 @@ class LinearBlock(nn.Module):
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """Weight (C'xCPP) and bias (C') of the layer with its batch norm (running statistics) folded in."""
+        if isinstance(self.bn, nn.Identity):
+            return self.linear.weight, self.linear.bias
         assert self.bn.running_var is not None
         assert self.bn.running_mean is not None
         scale = self.bn.weight / torch.sqrt(self.bn.running_var + self.bn.eps)

@@ -84,7 +84,8 @@ class TrackerOptions:
             InvalidOption: names the option, its value and what was expected.
         """
         for f in dataclasses.fields(self):
-            value, meta = getattr(self, f.name), f.metadata
+            value: Any = getattr(self, f.name)
+            meta = f.metadata
             expected: type = type(f.default)
             if expected is float and isinstance(value, int) and not isinstance(value, bool):
                 object.__setattr__(self, f.name, float(value))
@@ -97,7 +98,7 @@ class TrackerOptions:
                     f"option '{f.name}' takes a {expected.__name__}, got {value!r} ({type(value).__name__})"
                 )
             low, high, choices = meta.get("low"), meta.get("high"), meta.get("choices")
-            if expected in (int, float):
+            if isinstance(value, int | float) and not isinstance(value, bool):
                 if not math.isfinite(value):
                     raise InvalidOption(f"option '{f.name}' must be finite, got {value}")
                 if (low is not None and value < low) or (high is not None and value > high):

@@ -17,11 +17,11 @@ from typing import Any
 
 import cv2
 
+from tracker_ros.errors import WeightsMissing
 from tracker_ros.geometry.boxes import Box
 from tracker_ros.trackers.appearance import Appearance, Likeness, search_region
 from tracker_ros.trackers.base import Estimate, Frame, InvalidOption, Tracker, TrackerOptions, TrackState, option
 from tracker_ros.trackers.profile import NULL_TIMER, NullTimer
-from tracker_ros.trackers.registry import WeightsMissing
 from tracker_ros.trackers.state import ConfidenceMonitor, ConfidenceThresholds, Cues
 
 #: Frames between two looks at the whole frame for a LOST target.

@@ -22,10 +22,6 @@ class UnknownTracker(ValueError):
     """A name that no tracker has; the message lists those that there are."""
 
 
-class WeightsMissing(FileNotFoundError):
-    """A weights file that a tracker needs is not there; the message says which one and what to do."""
-
-
 @dataclass(frozen=True)
 class Entry:
     """One tracker of a registry.
