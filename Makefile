@@ -1,0 +1,53 @@
+# Type `make` for what there is.
+
+# The Python to build the environment on (3.10 to 3.13), and where the environment goes.
+PYTHON ?= python3
+VENV ?= .venv
+# torch: the tested version, unless named here, for example TORCH=torch==2.13.0+cpu (none: no torch at all);
+# TORCH_INDEX: a further package index to find it in.
+TORCH ?=
+TORCH_INDEX ?=
+
+# Options of `make demo`; an empty one leaves the choice to the demo.
+VIDEO ?=
+BOX ?=
+TRACKER ?=
+DEVICE ?=
+SEED ?=
+OUT ?=
+PORT ?=
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-slow lint demo clean
+
+# Nothing started from here is heard by, or listens to, other machines (the second name is Humble's).
+export ROS_AUTOMATIC_DISCOVERY_RANGE = LOCALHOST
+export ROS_LOCALHOST_ONLY = 1
+
+IN_VENV = source $(VENV)/ros_env.sh &&
+
+help:  ## show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup:  ## make the environment that the other targets run in (PYTHON= VENV= TORCH= TORCH_INDEX=)
+	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" --torch "$(TORCH)" --torch-index "$(TORCH_INDEX)"
+
+lint: setup  ## ruff and mypy
+	@$(IN_VENV) ruff check . && ruff format --check . && mypy
+
+test: setup lint  ## the checks, and the tests without the minutes-long ones
+	@$(IN_VENV) python -m pytest -m "not slow"
+
+test-slow: setup  ## the minutes-long tests
+	@$(IN_VENV) python -m pytest -m slow
+
+demo: setup  ## track a target in a real ROS 2 graph (VIDEO= BOX=x,y,w,h TRACKER= DEVICE= SEED= OUT= PORT=)
+	@$(IN_VENV) python -m tracker_ros demo \
+	  $(if $(VIDEO),--video "$(VIDEO)") $(if $(BOX),--box "$(BOX)") $(if $(TRACKER),--tracker "$(TRACKER)") \
+	  $(if $(DEVICE),--device "$(DEVICE)") $(if $(SEED),--seed "$(SEED)") $(if $(OUT),--out "$(OUT)") \
+	  $(if $(PORT),--port "$(PORT)")
+
+clean:  ## remove the environment and everything generated
+	rm -rf "$(VENV)" build install log out .pytest_cache .ruff_cache .mypy_cache *.egg-info

@@ -1,0 +1,46 @@
+"""Build and installation, for colcon (ament_python) and for pip."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+NAME = "tracker_ros"
+ROOT = Path(__file__).parent
+
+
+def shared(folder: str, *patterns: str) -> tuple[str, list[str]]:
+    """The files of a folder, to be installed into the package's share folder."""
+    files = sorted(path for pattern in patterns for path in (ROOT / folder).glob(pattern))
+    return f"share/{NAME}/{folder}", [str(path.relative_to(ROOT)) for path in files]
+
+
+setup(
+    name=NAME,
+    version="0.1.0",
+    description="Follows one object through a camera's images: five published trackers behind one ROS 2 node",
+    license="Apache-2.0",
+    maintainer="tracker_ros maintainers",
+    maintainer_email="maintainers@tracker-ros.example",
+    python_requires=">=3.10",
+    packages=find_packages(include=[NAME, f"{NAME}.*"]),
+    package_data={NAME: ["py.typed"]},
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
+        (f"share/{NAME}", ["package.xml"]),
+        shared("launch", "*.launch.py"),
+        shared("config", "*.yaml", "*.rviz", "*.xml"),
+        shared("models", "*.safetensors", "*.md"),
+    ],
+    # torch is not among these: where it comes from (apt, pip, a vendor's build) is the user's choice, see the README.
+    install_requires=["setuptools", "numpy", "safetensors", "pyyaml", "tqdm"],
+    zip_safe=True,
+    entry_points={
+        "console_scripts": [
+            "tracker_ros = tracker_ros.cli:main",
+            "tracker_node = tracker_ros.ros.tracker_node:main",
+            "simulated_camera = tracker_ros.ros.simulated_camera:main",
+            "video_source = tracker_ros.ros.video_source:main",
+            "recorder = tracker_ros.ros.recorder:main",
+        ],
+    },
+)
