@@ -151,7 +151,7 @@ class Environment:
             shutil.rmtree(build, ignore_errors=True)
             self._run(
                 [
-                    *("cmake", "-S", source, "-B", build, f"-DCMAKE_INSTALL_PREFIX={self.venv}"),
+                    *("cmake", "-S", str(source), "-B", str(build), f"-DCMAKE_INSTALL_PREFIX={self.venv}"),
                     *("-DCMAKE_BUILD_TYPE=Release", "-DBUILD_TESTING=OFF", f"-DPython3_EXECUTABLE={self.python}"),
                     # Debian's Python would otherwise choose local/lib/python3.x/dist-packages.
                     f"-DPYTHON_INSTALL_DIR={self._site_packages().relative_to(self.venv)}",
@@ -205,8 +205,8 @@ class Environment:
         found = self._find_module(self.base_python, "rclpy")
         if not found:
             raise SetupError(
-                f"ROS 2 {distribution} is sourced, but {self.base_python} cannot import its rclpy. Use the Python that it "
-                "was built for (make setup PYTHON=/usr/bin/python3), install rclpy, or unset ROS_DISTRO to use wheels"
+                f"ROS 2 {distribution} is sourced, but {self.base_python} cannot import its rclpy. Use the Python that "
+                "ROS was built for (make setup PYTHON=/usr/bin/python3), install rclpy, or unset ROS_DISTRO for wheels"
             )
         return "" if self.venv in found.parents else distribution
 
