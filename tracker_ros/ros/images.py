@@ -114,18 +114,12 @@ def decode(encoding: str, height: int, width: int, step: int, is_bigendian: bool
         InvalidImage: a size of zero, a step too small for the width, data of another length than the size asks for,
             an odd size where pixels come in pairs.
     """
-    if height <= 0 or width <= 0:
-        raise InvalidImage(f"the image is empty: {width}x{height} pixels")
     values = np.frombuffer(data, np.uint8)
+    check(encoding, height, width, step, values.size)
     if encoding in _PLANAR:
         return _decode_planar(encoding, height, width, step, values)
-    layout = _PACKED.get(encoding)
-    if layout is None:
-        raise UnknownEncoding(f"images of encoding '{encoding}' can't be decoded; known are: {', '.join(ENCODINGS)}")
-    _check_even(encoding, height, width, layout.even, layout.even_rows)
-    row = width * layout.channels * layout.depth
-    _check_size(encoding, height, width, step, row, step * height, values.size)
-    pixels: NDArray[Any] = values.reshape(height, step)[:, :row]
+    layout = _PACKED[encoding]
+    pixels: NDArray[Any] = values.reshape(height, step)[:, : width * layout.channels * layout.depth]
     if layout.depth == 2:
         # A padded row is not contiguous, and a step may be odd: copy the rows before they are read as 16-bit values.
         pixels = np.ascontiguousarray(pixels).view(">u2" if is_bigendian else "<u2").astype(np.uint16, copy=False)
@@ -134,10 +128,41 @@ def decode(encoding: str, height: int, width: int, step: int, is_bigendian: bool
     return _run(layout.to_bgr, pixels, encoding)
 
 
+def check(encoding: str, height: int, width: int, step: int, size: int) -> None:
+    """Check the fields of a ``sensor_msgs/Image`` with `size` bytes of data, without decoding it; see `decode`.
+
+    Raises:
+        InvalidImage: see `decode`.
+    """
+    if height <= 0 or width <= 0:
+        raise InvalidImage(f"the image is empty: {width}x{height} pixels")
+    expected = step * height
+    if encoding in _PLANAR:
+        even = even_rows = True
+        row = width
+        expected += 2 * step * height if encoding == "nv24" else step * height // 2
+    elif encoding in _PACKED:
+        layout = _PACKED[encoding]
+        even, even_rows = layout.even, layout.even_rows
+        row = width * layout.channels * layout.depth
+    else:
+        raise UnknownEncoding(f"images of encoding '{encoding}' can't be decoded; known are: {', '.join(ENCODINGS)}")
+    if even and width % 2:
+        raise InvalidImage(f"an image of encoding {encoding} needs an even width, got {width}x{height}")
+    if even_rows and height % 2:
+        raise InvalidImage(f"an image of encoding {encoding} needs an even height, got {width}x{height}")
+    if step < row:
+        raise InvalidImage(
+            f"step is {step} bytes, but a row of {width} pixels of encoding {encoding} takes at least {row}"
+        )
+    if size != expected:
+        raise InvalidImage(
+            f"the image has {size} bytes of data, but {width}x{height} pixels of encoding {encoding} "
+            f"with a step of {step} take {expected}"
+        )
+
+
 def _decode_planar(encoding: str, height: int, width: int, step: int, values: NDArray[np.uint8]) -> Bgr:
-    _check_even(encoding, height, width, True, True)
-    chroma = 2 * step * height if encoding == "nv24" else step * height // 2
-    _check_size(encoding, height, width, step, width, step * height + chroma, values.size)
     if encoding == "nv24":
         # Every second row and pair of the full-size chroma makes it an nv12, which OpenCV converts.
         pairs = values[step * height :].reshape(height, step, 2)[::2, :width:2]
@@ -156,25 +181,6 @@ def _run(convert: Callable[[NDArray[Any]], Bgr], pixels: NDArray[Any], encoding:
         raise InvalidImage(f"OpenCV can't convert this {size} image of encoding {encoding}: {error}") from error
 
 
-def _check_even(encoding: str, height: int, width: int, even: bool, even_rows: bool) -> None:
-    if even and width % 2:
-        raise InvalidImage(f"an image of encoding {encoding} needs an even width, got {width}x{height}")
-    if even_rows and height % 2:
-        raise InvalidImage(f"an image of encoding {encoding} needs an even height, got {width}x{height}")
-
-
-def _check_size(encoding: str, height: int, width: int, step: int, row: int, expected: int, size: int) -> None:
-    if step < row:
-        raise InvalidImage(
-            f"step is {step} bytes, but a row of {width} pixels of encoding {encoding} takes at least {row}"
-        )
-    if size != expected:
-        raise InvalidImage(
-            f"the image has {size} bytes of data, but {width}x{height} pixels of encoding {encoding} "
-            f"with a step of {step} take {expected}"
-        )
-
-
 def decode_compressed(format: str, data: Any) -> Bgr:
     """Decode the fields of a ``sensor_msgs/CompressedImage``.
 
@@ -190,11 +196,7 @@ def decode_compressed(format: str, data: Any) -> Bgr:
         InvalidImage: no data, a compressed depth image, a file that is cut short, or one that OpenCV can't read.
     """
     values = np.frombuffer(data, np.uint8)
-    if values.size == 0:
-        raise InvalidImage(f"the compressed image (format '{format}') has no data")
-    if "compresseddepth" in format.replace(" ", "").lower():
-        raise InvalidImage(f"format '{format}' is a compressed depth image; a colour or grey image is needed")
-    _check_complete(format, values)
+    check_compressed(format, values)
     source, _, target = (part.strip() for part in format.partition(";"))
     bayer = _BAYER.get(source.rstrip("0123456789")) if target else None
     colour = cv2.IMREAD_COLOR if bayer is None else cv2.IMREAD_GRAYSCALE
@@ -212,45 +214,68 @@ def decode_compressed(format: str, data: Any) -> Bgr:
     return cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if written.startswith("rgb") else image
 
 
-def _check_complete(format: str, values: NDArray[np.uint8]) -> None:
-    """OpenCV fills the missing part of a cut JPEG or PNG with grey and says nothing, so look for the end marker."""
+def check_compressed(format: str, data: Any) -> None:
+    """Check the fields of a ``sensor_msgs/CompressedImage`` without decoding it; see `decode_compressed`.
+
+    Raises:
+        InvalidImage: no data, a compressed depth image, or a JPEG or PNG that is cut short.
+    """
+    values = np.frombuffer(data, np.uint8)
+    if values.size == 0:
+        raise InvalidImage(f"the compressed image (format '{format}') has no data")
+    if "compresseddepth" in format.replace(" ", "").lower():
+        raise InvalidImage(f"format '{format}' is a compressed depth image; a colour or grey image is needed")
+    # OpenCV fills the missing part of a cut file with grey and says nothing, so look for the end marker.
     head, tail = values[:8].tobytes(), values[-64:].tobytes()
-    if head.startswith(b"\xff\xd8"):
-        complete = b"\xff\xd9" in tail
-    elif head == b"\x89PNG\r\n\x1a\n":
-        complete = b"IEND" in tail
-    else:
-        return
-    if not complete:
+    if (head.startswith(b"\xff\xd8") and b"\xff\xd9" not in tail) or (
+        head == b"\x89PNG\r\n\x1a\n" and b"IEND" not in tail
+    ):
         raise InvalidImage(f"the compressed image (format '{format}', {values.size} bytes) is cut short")
 
 
 def from_message(message: Any) -> Bgr:
-    """Decode a ``sensor_msgs/Image``; cv_bridge, where it is installed, takes encodings that `decode` does not know.
+    """Decode a ``sensor_msgs/Image`` or ``CompressedImage``.
+
+    cv_bridge, where it is installed, takes encodings that `decode` does not know.
 
     Raises:
-        InvalidImage: see `decode`.
+        InvalidImage: see `decode` and `decode_compressed`.
     """
+    if hasattr(message, "format"):
+        return decode_compressed(message.format, message.data)
+    m = message
     try:
-        return decode(
-            message.encoding,
-            message.height,
-            message.width,
-            message.step,
-            bool(message.is_bigendian),
-            message.data,
-        )
+        return decode(m.encoding, m.height, m.width, m.step, bool(m.is_bigendian), m.data)
     except UnknownEncoding as unknown:
+        bridge = _cv_bridge()
+        if bridge is None:
+            raise
         try:
-            from cv_bridge import CvBridge
-        except Exception:  # Its binary side may also fail to load against another NumPy.
-            raise unknown from None
-        try:
-            return np.asarray(CvBridge().imgmsg_to_cv2(message, "bgr8"), np.uint8)
+            return np.asarray(bridge.imgmsg_to_cv2(message, "bgr8"), np.uint8)
         except Exception as error:
             raise UnknownEncoding(f"{unknown}; cv_bridge says: {error}") from error
 
 
-def from_compressed_message(message: Any) -> Bgr:
-    """Decode a ``sensor_msgs/CompressedImage``; raises `InvalidImage`, see `decode_compressed`."""
-    return decode_compressed(message.format, message.data)
+def check_message(message: Any) -> None:
+    """Check a ``sensor_msgs/Image`` or ``CompressedImage`` without decoding it.
+
+    Raises:
+        InvalidImage: see `check` and `check_compressed`.
+    """
+    if hasattr(message, "format"):
+        check_compressed(message.format, message.data)
+        return
+    try:
+        check(message.encoding, message.height, message.width, message.step, len(message.data))
+    except UnknownEncoding:
+        if _cv_bridge() is None:
+            raise
+
+
+def _cv_bridge() -> Any:
+    """cv_bridge's converter, or None where it is not installed."""
+    try:
+        from cv_bridge import CvBridge
+    except Exception:  # Its binary side may also fail to load against another NumPy.
+        return None
+    return CvBridge()

@@ -72,6 +72,12 @@ class Mailbox(Generic[T]):
                 self._slot = None
                 self._count(dropped=1, pending=-1)
 
+    def reset(self) -> None:
+        """Start counting anew; an item that waits or is being worked on counts as received."""
+        with self._condition:
+            pending = self._counts.pending
+            self._counts = Counts(received=pending, pending=pending)
+
     @property
     def waiting(self) -> bool:
         """Whether an item waits to be taken."""

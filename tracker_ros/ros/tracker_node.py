@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import math
 import sys
 import time
@@ -70,6 +71,23 @@ class _Outcome:
 
 
 _Image = Received[Any]
+
+
+_Transition = Callable[["TrackerNode", LifecycleState], TransitionCallbackReturn]
+
+
+def _logged(transition: _Transition) -> _Transition:
+    """Log an exception in a transition: rclpy turns it into ERROR and says nothing of it."""
+
+    @functools.wraps(transition)
+    def run(node: TrackerNode, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            return transition(node, state)
+        except Exception as error:
+            node.get_logger().error(f"{transition.__name__} failed: {error} ({type(error).__name__})")
+            return TransitionCallbackReturn.ERROR
+
+    return run
 
 
 class TrackerNode(LifecycleNode):
@@ -143,6 +161,7 @@ class TrackerNode(LifecycleNode):
             return
         self.trigger_activate()
 
+    @_logged
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the tracker and warm it up; FAILURE with a logged reason if that can't be done."""
         try:
@@ -162,6 +181,7 @@ class TrackerNode(LifecycleNode):
         self.get_logger().info(f"tracker {name} is ready on {tracker.device}")
         return super().on_configure(state)
 
+    @_logged
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe to the images."""
         assert self._worker is not None  # Activation follows configuration.
@@ -170,6 +190,7 @@ class TrackerNode(LifecycleNode):
         base = self.resolve_topic_name("image_raw")
         self._topic = f"{base}/compressed" if compressed else base
         self._buffer.clear()
+        self._worker.mailbox.reset()
         self._activated_at = time.monotonic()
         self._monitor = diagnostics.Monitor(self._activated_at)
         qos = QoSProfile(
@@ -194,16 +215,19 @@ class TrackerNode(LifecycleNode):
         self.get_logger().info(f"waiting for images on {self._topic}")
         return result
 
+    @_logged
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribe. The target is kept: after the next activation the tracker goes on looking for it."""
         self._quiesce()
         return super().on_deactivate(state)
 
+    @_logged
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the tracker and its memory."""
         self._release()
         return super().on_cleanup(state)
 
+    @_logged
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop everything; the node can't be started again."""
         self._release()
@@ -211,7 +235,6 @@ class TrackerNode(LifecycleNode):
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """After an unexpected exception in a transition: free everything and return to unconfigured."""
-        self.get_logger().error(f"a lifecycle transition from {state.label} failed unexpectedly")
         self._release()
         return super().on_error(state)
 
@@ -334,23 +357,19 @@ class TrackerNode(LifecycleNode):
             )
         worker.mailbox.put(received)
 
-    def _decode(self, message: Any) -> Frame:
-        """Raises `images.InvalidImage`."""
-        if isinstance(message, CompressedImage):
-            return images.from_compressed_message(message)
-        return images.from_message(message)
-
     def _process(self, received: _Image) -> tuple[bool, _Outcome]:
         """On the worker: find the target in one image. Returns whether it was processed, and what was found."""
         session = self._session
-        if session is None or (not session.active and not self._wanted(self._annotated)):
-            return True, _Outcome()
+        idle = session is None or not session.active
         try:
-            frame = self._decode(received.message)
+            if idle and not self._wanted(self._annotated):
+                images.check_message(received.message)  # So that a camera that can't be used is known at once.
+                return True, _Outcome()
+            frame = images.from_message(received.message)
         except images.InvalidImage as error:
             self._fail(str(error), decoding=True)
             return False, _Outcome(failure=str(error))
-        if not session.active:
+        if session is None or idle:
             return True, _Outcome(frame=frame)
         self._warn_of_size(session, frame)
         try:
@@ -554,7 +573,7 @@ class TrackerNode(LifecycleNode):
         self, worker: Worker[_Image, _Outcome], session: Session, first: _Image, box: Box, target_id: str
     ) -> str:
         """On the worker: start on the image `first`, then catch up with the newest one."""
-        session.start(self._decode(first.message), box, target_id)
+        session.start(images.from_message(first.message), box, target_id)
         self._warned_size = (0, 0)
         missed = self._buffer.after(first.sequence)
         if missed and worker.mailbox.waiting:
@@ -562,7 +581,7 @@ class TrackerNode(LifecycleNode):
 
         def step(index: int) -> None:
             try:
-                session.step(self._decode(missed[index].message))
+                session.step(images.from_message(missed[index].message))
             except images.InvalidImage as error:
                 self._fail(str(error), decoding=True)
             except TrackerFailed as error:
@@ -644,8 +663,7 @@ def main(args: list[str] | None = None) -> int:
     try:
         node = TrackerNode()
         executor.add_node(node)
-        while rclpy.ok():
-            _spin_once(executor, node)
+        spin(node, executor)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     except InvalidParameter as error:
@@ -659,16 +677,23 @@ def main(args: list[str] | None = None) -> int:
     return 0
 
 
-def _spin_once(executor: SingleThreadedExecutor, node: TrackerNode) -> None:
-    try:
-        executor.spin_once()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        raise
-    except Exception as error:
-        if not rclpy.ok():
-            raise ExternalShutdownException from error
-        # For instance a lifecycle transition that is not possible now: rclpy raises it out of its service's callback.
-        node.get_logger().error(f"a request failed, the node goes on: {error} ({type(error).__name__})")
+def spin(node: TrackerNode, executor: SingleThreadedExecutor) -> None:
+    """Execute callbacks until the context is shut down; an exception in one of them is logged and ends nothing.
+
+    Raises:
+        ExternalShutdownException: the context was shut down.
+        KeyboardInterrupt: on SIGINT.
+    """
+    while node.context.ok():
+        try:
+            executor.spin_once()
+        except ExternalShutdownException:
+            raise
+        except Exception as error:
+            if not node.context.ok():
+                raise ExternalShutdownException from error
+            # For instance a lifecycle transition that is not possible now: rclpy raises it out of its own callback.
+            node.get_logger().error(f"a request failed, the node goes on: {error} ({type(error).__name__})")
 
 
 if __name__ == "__main__":
