@@ -56,7 +56,7 @@ class Sequence:
     @property
     def absent(self) -> NDArray[np.bool_]:
         """N booleans: the target is not in view."""
-        absent: NDArray[np.bool_] = np.isnan(self.truth).any(1)
+        absent: NDArray[np.bool_] = np.isnan(self.truth[:, 0])
         return absent
 
     @property

@@ -1,0 +1,68 @@
+"""``tracker_ros evaluate``: measure trackers on sequences with known boxes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from tracker_ros.evaluation import report as reports
+from tracker_ros.evaluation.runs import run_all
+from tracker_ros.evaluation.sequences import find_sequences
+from tracker_ros.evaluation.specs import parse_specs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``tracker_ros evaluate``."""
+    parser.add_argument(
+        "--tracker", nargs="+", required=True, metavar="NAME",
+        help="trackers; NAME:field=value,... changes options, so that one tracker can run in several forms",
+    )  # fmt: skip
+    parser.add_argument("--sequences", type=Path, required=True, metavar="DIR", help="folder of sequences, or one")
+    parser.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="sequences to take (otb_*)")
+    parser.add_argument("--exclude", nargs="+", default=[], metavar="PATTERN", help="sequences to leave out")
+    parser.add_argument("--one-based", action="store_true", help="the truth counts pixels from 1 (OTB and UAV123)")
+    parser.add_argument(
+        "--realtime", type=float, metavar="FPS",
+        help="frames come at this rate: a result counts on the frame that is current when it is ready",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("out/evaluation"), metavar="DIR", help="where results go")
+    parser.add_argument("--resume", action="store_true", help="take results of the same options that --out has already")
+    parser.add_argument("--device", help="where the trackers run: cpu, cuda, cuda:N")
+    parser.add_argument(
+        "--set", dest="settings", action="append", default=[], metavar="FIELD=VALUE",
+        help="option of every tracker that has it, or NAME.FIELD=VALUE; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of all random generators")
+    parser.add_argument("--jobs", type=int, default=1, help="processes (timings need 1)")
+    parser.add_argument("--no-strips", action="store_true", help="no pictures of frames with boxes")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the evaluation; prints the table and writes the report into ``--out``."""
+    if args.realtime is not None and not args.realtime > 0:
+        raise ValueError(f"--realtime is a frame rate above 0, got {args.realtime:g}")
+    if args.jobs < 1 or (args.realtime is not None and args.jobs != 1):
+        raise ValueError("--jobs must be at least 1, and exactly 1 with --realtime, as processes slow each other")
+    specs = parse_specs(args.tracker, args.settings, args.device)
+    sequences = find_sequences(args.sequences, args.only, args.exclude, one_based=args.one_based)
+    total = len(specs) * sum(len(s) for s in sequences)
+    # In a log file, where a bar cannot be drawn over, one line every ten seconds is enough.
+    pause = 0.1 if sys.stderr.isatty() else 10.0
+    with tqdm(total=total, unit="frame", smoothing=0.05, mininterval=pause) as bar:
+
+        def on_frames(label: str, frames: int) -> None:
+            bar.set_description(label, refresh=False)
+            bar.update(frames)
+
+        tracks = run_all(
+            specs, sequences, out=args.out / "results", realtime=args.realtime, resume=args.resume, seed=args.seed,
+            jobs=args.jobs, on_frames=on_frames,
+        )  # fmt: skip
+    report = reports.summarize(tracks, sequences, args.realtime)
+    reports.write(args.out, report, tracks, sequences, strips=not args.no_strips)
+    print(reports.table(report))
+    print(f"\nreport, plots and results: {args.out}")
+    return 0
