@@ -22,25 +22,32 @@ SHARED = Path(os.environ.get("TRACKER_ROS_SHARED", Path(__file__).resolve().pare
 GOLDEN = Path(os.environ.get("TRACKER_ROS_GOLDEN", SHARED / "reference" / "golden"))
 
 
-def networks(prefix: str) -> list[str]:
-    """Network folders whose name starts with `prefix`; one skipped entry where the folder is absent."""
-    return sorted(p.name for p in GOLDEN.glob(f"{prefix}*") if (p / "stages.npz").is_file())
+#: Families of networks that this package implements, and the tests of each.
+FAMILIES = ("dimp",)
 
 
-def parametrize(prefix: str) -> pytest.MarkDecorator:
+def networks() -> list[str]:
+    """All network folders."""
+    return sorted(p.parent.name for p in GOLDEN.glob("*/stages.npz"))
+
+
+def parametrize(family: str) -> pytest.MarkDecorator:
     """Parametrise a test over the network folders of a family, or skip with the reason."""
-    names = networks(prefix)
+    names = [name for name in networks() if name.startswith(family)]
     if not names:
-        reason = f"no golden vectors '{prefix}*' in {GOLDEN}; set TRACKER_ROS_GOLDEN to a folder that has them"
+        reason = f"no golden vectors '{family}*' in {GOLDEN}; set TRACKER_ROS_GOLDEN to a folder that has them"
         return pytest.mark.parametrize("network", [pytest.param("none", marks=pytest.mark.skip(reason=reason))])
     return pytest.mark.parametrize("network", names)
 
 
 def spec(network: str) -> dict:
-    for folder in (GOLDEN / network, GOLDEN.parent / "spec", SHARED / "reference" / "spec"):
-        if (folder / f"{network}.json").is_file():
-            return json.loads((folder / f"{network}.json").read_text())
-    raise FileNotFoundError(f"{network}.json is not in {GOLDEN / network} nor in {GOLDEN.parent / 'spec'}")
+    """The spec of a folder: that of its own name, or of the longest name that the folder's begins with."""
+    found: dict[str, Path] = {}
+    for folder in (SHARED / "reference" / "spec", GOLDEN.parent / "spec", GOLDEN / network):
+        found |= {p.stem: p for p in folder.glob("*.json") if network.startswith(p.stem)}
+    if not found:
+        raise FileNotFoundError(f"{network}.json is neither in {GOLDEN / network} nor in {GOLDEN.parent / 'spec'}")
+    return json.loads(found[max(found, key=len)].read_text())
 
 
 def published_state(network: str) -> OrderedDict[str, torch.Tensor]:

@@ -322,9 +322,11 @@ class DiMP(Tracker[DiMPTarget]):
     @torch.inference_mode()
     def start(self, frame: Frame, boxes: Sequence[Box]) -> list[DiMPTarget]:
         """Learn a filter for every box; see `Tracker.start`."""
-        return [self._start(frame, box, RandomDraws(self.options.seed)) for box in boxes]
+        return [self.begin(frame, box, RandomDraws(self.options.seed)) for box in boxes]
 
-    def _start(self, frame: Frame, box: Box, draws: RandomDraws) -> DiMPTarget:
+    @torch.inference_mode()
+    def begin(self, frame: Frame, box: Box, draws: RandomDraws) -> DiMPTarget:
+        """Learn the filter of one target with given random numbers; `start` draws them from the seed."""
         o, net = self.options, self.network
         position, size = np.array(box.center), np.array([box.w, box.h])
         scale = math.sqrt(size.prod()) * o.search_area_scale / o.image_size

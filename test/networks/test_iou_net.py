@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tracker_ros.networks.inference import prepare
+from tracker_ros.networks.iou_net import IoUFeatures, IoUNet, Modulation
+
+
+@pytest.fixture
+def net() -> IoUNet:
+    torch.manual_seed(0)
+    net = IoUNet((8, 12), reference=(6, 10), hidden=16).double()
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d):
+            module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+    return net.eval()
+
+
+def _inputs(net: IoUNet) -> tuple[Modulation, IoUFeatures, torch.Tensor]:
+    torch.manual_seed(1)
+    layer2, layer3 = torch.randn(2, 8, 18, 18).double(), torch.randn(2, 12, 9, 9).double()
+    boxes = torch.tensor([[40.0, 50.0, 40.0, 30.0], [60.0, 30.0, 25.0, 50.0]]).double()
+    with torch.no_grad():
+        modulation, features = net.modulation(layer2, layer3, boxes), net.features(layer2, layer3)
+    proposals = boxes[:, None] + 10 * torch.randn(2, 7, 4).double()
+    return modulation, features, proposals
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_closed_form_gradient_agrees_with_autograd(net: IoUNet, folded: bool) -> None:
+    modulation, features, proposals = _inputs(net)
+    if folded:
+        net = prepare(net, torch.device("cpu"))
+    proposals.requires_grad_()
+    expected = net(modulation, features, proposals)
+    (gradient,) = torch.autograd.grad(expected.sum(), proposals)
+    iou, closed_form = net.iou_and_gradient(modulation, features, proposals.detach())
+    assert torch.allclose(iou, expected)
+    assert torch.allclose(closed_form, gradient)
+    assert gradient.abs().max() > 1e-4
+
+
+def test_folding_batch_norms_changes_nothing(net: IoUNet) -> None:
+    modulation, features, proposals = _inputs(net)
+    with torch.no_grad():
+        before = net(modulation, features, proposals)
+        after = prepare(net, torch.device("cpu"))(modulation, features, proposals)
+    assert torch.allclose(before, after)
+    assert not any(isinstance(m, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d) for m in net.modules())
