@@ -1,0 +1,88 @@
+"""Start the tracker node with a preset, and rviz if wanted.
+
+ros2 launch tracker_ros track.launch.py tracker:=dimp18 image_topic:=/camera/image_raw rviz:=true
+"""
+
+import os
+from pathlib import Path
+
+from ament_index_python.packages import get_package_share_directory
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch_ros.actions import Node
+
+CONFIG = Path(get_package_share_directory("tracker_ros")) / "config"
+TRACKERS = sorted(path.stem for path in CONFIG.glob("*.yaml"))
+
+#: Arguments that are parameters of the node: name, description, choices. An empty one is not set here, so that what
+#: the preset and params_file say holds.
+PARAMETERS = [
+    ("device", "where the tracker runs: auto, cpu, cuda or cuda:N", None),
+    ("weights", "weights file (.safetensors) to use instead of the ones that the package ships", None),
+    ("image_transport", "compressed subscribes to <image_topic>/compressed", ["", "raw", "compressed"]),
+    ("autostart", "configure and activate the node; false leaves that to a lifecycle manager", ["", "true", "false"]),
+]
+
+ARGUMENTS = [
+    DeclareLaunchArgument("tracker", default_value="dimp18", choices=TRACKERS, description="preset of the tracker"),
+    DeclareLaunchArgument(
+        "params_file", default_value="", description="parameters (YAML) to set on top of the preset's; they may be few"
+    ),
+    DeclareLaunchArgument("namespace", default_value="", description="namespace of the node, its topics and services"),
+    DeclareLaunchArgument("image_topic", default_value="image_raw", description="topic of the images to track in"),
+    *[
+        DeclareLaunchArgument(name, default_value="", choices=choices, description=f"{text} (empty: as the YAML says)")
+        for name, text, choices in PARAMETERS
+    ],
+    DeclareLaunchArgument("rviz", default_value="false", choices=["true", "false"], description="start rviz2 as well"),
+    DeclareLaunchArgument(
+        "log_level",
+        default_value="info",
+        choices=["debug", "info", "warn", "error", "fatal"],
+        description="least severe log messages to show",
+    ),
+]
+
+
+def launch_nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """Return the actions that the arguments ask for."""
+    given = context.launch_configurations
+    image_topic = given["image_topic"]
+    settings = {name: given[name] for name, _, _ in PARAMETERS if given[name]}
+    if "autostart" in settings:
+        settings["autostart"] = settings["autostart"] == "true"
+    files = [str(CONFIG / f"{given['tracker']}.yaml"), *([given["params_file"]] if given["params_file"] else [])]
+
+    actions: list[LaunchDescriptionEntity] = []
+    profile = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+    if not any(name in os.environ for name in profile):
+        actions += [SetEnvironmentVariable(name, str(CONFIG / "fastdds.xml")) for name in profile]
+    actions.append(
+        Node(
+            package="tracker_ros",
+            executable="tracker_node",
+            name="tracker",
+            namespace=given["namespace"],
+            parameters=[*files, settings],
+            # Remapping goes by whole names, so the compressed topic needs one of its own.
+            remappings=[("image_raw", image_topic), ("image_raw/compressed", f"{image_topic}/compressed")],
+            ros_arguments=["--log-level", given["log_level"]],
+            output="screen",
+        )
+    )
+    if given["rviz"] == "true":
+        actions.append(
+            Node(
+                package="rviz2",
+                executable="rviz2",
+                namespace=given["namespace"],
+                arguments=["-d", str(CONFIG / "track.rviz")],
+                output="screen",
+            )
+        )
+    return actions
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Return the description that ``ros2 launch`` runs."""
+    return LaunchDescription([*ARGUMENTS, OpaqueFunction(function=launch_nodes)])
