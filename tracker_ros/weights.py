@@ -297,8 +297,8 @@ def _read_legacy(path: Path) -> Any:
     return result
 
 
-#: First match wins; an empty replacement drops the tensor (parts of the published network that nothing evaluates).
-_DIMP_NAMES = (
+#: Published prefix to ours, first match wins; an empty replacement drops the tensor (parts of the published network that nothing evaluates).
+DIMP_NAMES = (
     ("feature_extractor.layer4.", None),
     ("feature_extractor.fc.", None),
     ("feature_extractor.", "backbone."),
@@ -336,7 +336,7 @@ def convert_dimp(checkpoint: Any) -> dict[str, Tensor]:
     for key, value in state.items():
         if key.endswith("num_batches_tracked"):
             continue
-        for published, ours in _DIMP_NAMES:
+        for published, ours in DIMP_NAMES:
             if key.startswith(published):
                 if ours is not None:
                     name = ours + key[len(published) :]

@@ -89,7 +89,7 @@ class DiMPOptions(TrackerOptions):
     proposals: int = option(9, "random boxes around the predicted one", low=0, high=64)
     proposal_jitter_position: float = option(0.1, "their spread in position, over the target's size", low=0.0, high=1.0)
     proposal_jitter_size: float = option(0.5, "their spread in size, over the target's size", low=0.0, high=1.0)
-    refinement_iterations: int = option(5, "gradient-ascent steps of the boxes", low=0, high=50)
+    refinement_iterations: int = option(5, "gradient-ascent steps of the boxes; 0: the size stays", low=0, high=50)
     refinement_step: float = option(1.0, "step length of the boxes", low=0.0, high=10.0)
     refinement_average: int = option(3, "boxes that are averaged", low=1, high=64)
     maximal_aspect_ratio: float = option(6.0, "boxes more elongated than this are discarded", low=1.0, high=50.0)
@@ -507,6 +507,8 @@ class DiMP(Tracker[DiMPTarget]):
             The mean of the best boxes, Bx4 (NaN where none is left), and its predicted overlap, B in [0, 1].
         """
         o, net = self.options, self.network.iou_net
+        if o.refinement_iterations == 0:
+            return boxes, torch.full_like(boxes[:, 0], 0.5)
         maps = IoUFeatures(*(m.float() for m in net.features(*features)))
         sizes, corner = boxes[:, None, 2:], boxes[:, None, :2]
         factor = sizes.prod(-1, keepdim=True).sqrt() * boxes.new_tensor(
@@ -516,7 +518,6 @@ class DiMP(Tracker[DiMPTarget]):
         new_sizes = torch.maximum(sizes + offset[..., 2:], sizes.amin(-1, keepdim=True) / 3)
         new_centers = corner + sizes / 2 + offset[..., :2]
         proposals = torch.cat([boxes[:, None], torch.cat([new_centers - new_sizes / 2, new_sizes], -1)], 1)
-        overlap = proposals.new_zeros(proposals.shape[:2])
         for _ in range(o.refinement_iterations):
             overlap, gradient = net.iou_and_gradient(vectors, maps, proposals)
             proposals = proposals + o.refinement_step * gradient * proposals[..., 2:].repeat(1, 1, 2)
