@@ -1,0 +1,202 @@
+"""Reading training data, crops and the rules that sets are drawn by."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tracker_ros.geometry.boxes import Box, iou
+from tracker_ros.training.augment import View, blur, cut, map_box, paste, photometric, soft_ellipse
+from tracker_ros.training.data import (
+    ImagePool,
+    TrainingImage,
+    add_flights,
+    make_pool,
+    pyramid,
+    read_images,
+    read_sequence,
+    split,
+)
+from tracker_ros.training.sets import SetOptions, SetSampler, proposals
+
+
+def _image(width: int = 400, height: int = 300, boxes: list[list[float]] | None = None, seed: int = 0) -> TrainingImage:
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 255, (height // 10, width // 10, 3), np.uint8)
+    picture = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+    given = np.asarray([[150, 100, 60, 40]] if boxes is None else boxes, np.float32).reshape(-1, 4)
+    return TrainingImage(pyramid(picture), given, "test", f"{seed}.jpg")
+
+
+def _write(folder: Path, rows: list[str], names: list[str]) -> None:
+    (folder / "jpg").mkdir(parents=True)
+    for name in names:
+        cv2.imwrite(str(folder / "jpg" / name), np.zeros((40, 50, 3), np.uint8))
+    (folder / "boxes.csv").write_text("image,source,x,y,w,h,label\n" + "".join(row + "\n" for row in rows))
+
+
+def test_images_are_read_with_all_their_boxes(tmp_path: Path) -> None:
+    _write(tmp_path, ["a.jpg,coco,1,2,3,4,9", "a.jpg,coco,5,6,7,8,9", "b.jpg,ukbench,,,,,"], ["a.jpg", "b.jpg"])
+    first, second = read_images(tmp_path)
+    assert first.boxes.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert first.size == (50, 40)
+    assert second.boxes.shape == (0, 4)
+    assert second.source == "ukbench"
+
+
+def test_a_missing_image_is_named(tmp_path: Path) -> None:
+    _write(tmp_path, ["a.jpg,coco,1,2,3,4,9", "b.jpg,coco,1,2,3,4,9"], ["a.jpg"])
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 images .*b\.jpg"):
+        read_images(tmp_path)
+
+
+def test_missing_folders_are_named_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*nothing"):
+        make_pool(tmp_path / "nowhere", [tmp_path / "nothing"])
+
+
+def test_frames_without_the_target_have_no_box(tmp_path: Path) -> None:
+    (tmp_path / "img").mkdir()
+    for number in range(1, 4):
+        cv2.imwrite(str(tmp_path / "img" / f"{number:06d}.jpg"), np.zeros((40, 50, 3), np.uint8))
+    (tmp_path / "groundtruth.txt").write_text("1,2,3,4\nnan,nan,nan,nan\n5,6,7,8\n")
+    assert [image.boxes.tolist() for image in read_sequence(tmp_path)] == [[[1, 2, 3, 4]], [], [[5, 6, 7, 8]]]
+
+
+def test_split_never_shares_an_image() -> None:
+    pool = ImagePool([_image(seed=i) for i in range(40)], [[0, 1, 2], [3, 4, 5]])
+    training, held_out = split(pool, every=4)
+    names = {image.name for image in training.images}, {image.name for image in held_out.images}
+    assert not names[0] & names[1]
+    assert len(names[0] | names[1]) == 40
+    assert [len(s) for s in training.sequences] == [3]
+    assert [held_out.images[i].name for i in held_out.sequences[0]] == ["3.jpg", "4.jpg", "5.jpg"]
+
+
+def test_flights_have_boxes_only_where_the_target_is_seen() -> None:
+    pool = ImagePool()
+    add_flights(pool, [1000], 3, step=90)
+    assert [len(sequence) for sequence in pool.sequences] == [3]
+    assert all(image.boxes.shape in ((0, 4), (1, 4)) for image in pool.images)
+    assert any(len(image.boxes) for image in pool.images)
+
+
+@pytest.mark.parametrize("side", [80.0, 300.0])
+def test_a_crop_shows_the_box_where_map_box_says(side: float) -> None:
+    image = _image(boxes=[[150, 100, 60, 40]])
+    for level in image.levels:
+        level[:] = 0
+        factor = level.shape[1] / 400
+        level[round(100 * factor) : round(140 * factor), round(150 * factor) : round(210 * factor)] = 255
+    view = View(centre=(170, 130), side=side)
+    crop = cut(image, view, 96)
+    found = cv2.boundingRect((crop[..., 0] > 127).astype(np.uint8))
+    expected = Box(*map_box(image.boxes[0], view, 96)).clip(96, 96)
+    assert iou(Box(*found), expected) > 0.9
+
+
+def test_flip_mirrors_the_box() -> None:
+    box = np.array([110, 100, 20, 40], np.float32)
+    plain = map_box(box, View((100, 100), 100), 100)
+    mirrored = map_box(box, View((100, 100), 100, flip=True), 100)
+    assert plain.tolist() == [60, 50, 20, 40]
+    assert mirrored.tolist() == [20, 50, 20, 40]
+
+
+def test_a_quarter_turn_swaps_the_sides() -> None:
+    turned = map_box(np.array([90, 80, 20, 40], np.float32), View((100, 100), 100, angle=np.pi / 2), 100)
+    np.testing.assert_allclose(turned, [30, 40, 40, 20], atol=1e-4)
+
+
+def test_paste_cuts_at_the_border_and_weighs_by_the_mask() -> None:
+    crop = np.zeros((10, 10, 3), np.uint8)
+    paste(crop, np.full((4, 4, 3), 200, np.uint8), 8, -2, np.full((4, 4), 0.5, np.float32))
+    assert (crop[:2, 8:] == 100).all()
+    assert crop.sum() == 2 * 2 * 3 * 100
+    paste(crop, np.full((4, 4, 3), 200, np.uint8), 30, 30, np.ones((4, 4), np.float32))
+    assert crop.sum() == 2 * 2 * 3 * 100
+
+
+def test_soft_ellipse_is_one_inside_and_zero_in_the_corners() -> None:
+    mask = soft_ellipse(40, 20)
+    assert mask.shape == (20, 40)
+    assert mask[10, 20] == 1
+    assert mask[0, 0] == 0
+
+
+def test_photometric_keeps_shape_and_type(texture: np.ndarray) -> None:
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        for result in (photometric(texture, rng), blur(texture, rng)):
+            assert result.shape == texture.shape
+            assert result.dtype == np.uint8
+
+
+def _sampler(**changes: float) -> SetSampler:
+    pool = ImagePool([_image(seed=i) for i in range(4)])
+    return SetSampler(pool, SetOptions(**changes))  # type: ignore[arg-type]
+
+
+def test_a_set_is_a_function_of_the_generator() -> None:
+    sampler = _sampler(absent=0.3)
+    first, again = (sampler.draw(np.random.default_rng(5)) for _ in range(2))
+    np.testing.assert_array_equal(first.crops, again.crops)
+    np.testing.assert_array_equal(first.boxes, again.boxes)
+    assert (sampler.draw(np.random.default_rng(6)).crops != first.crops).any()
+
+
+def test_targets_lie_in_the_crop_at_the_size_that_the_tracker_sees() -> None:
+    sampler = _sampler(absent=0.0)
+    sizes = []
+    for seed in range(40):
+        drawn = sampler.draw(np.random.default_rng(seed))
+        assert drawn.crops.shape == (4, 288, 288, 3)
+        centres = drawn.boxes[:, :2] + drawn.boxes[:, 2:] / 2
+        assert (centres > 0).all()
+        assert (centres < 288).all()
+        sizes += np.sqrt(drawn.boxes[:, 2:].prod(1)).tolist()
+    assert np.exp(np.mean(np.log(sizes))) == pytest.approx(288 / 5, rel=0.1)
+    assert min(sizes) > 25
+    assert max(sizes) < 110
+
+
+def test_only_test_frames_lack_the_target() -> None:
+    drawn = [_sampler(absent=1.0).draw(np.random.default_rng(seed)) for seed in range(5)]
+    assert all(d.present.tolist() == [True, True, False, False] for d in drawn)
+
+
+def test_look_alikes_leave_the_middle_of_the_target_alone() -> None:
+    plain, crowded = _sampler(distractors=0.0), _sampler(distractors=1.0)
+    crop = np.zeros((288, 288, 3), np.uint8)
+    place = np.array([120, 120, 50, 50], np.float32)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        for look in crowded._look_alikes(rng):
+            plain._paste_look_alike(crop, look, place, rng)
+    assert crop[135:155, 135:155].sum() == 0
+    assert (crop > 0).mean() > 0.2
+
+
+def test_video_sets_take_training_frames_before_test_frames() -> None:
+    images = [_image(seed=i) for i in range(12)]
+    sampler = SetSampler(ImagePool(images, [list(range(12))]), SetOptions(segment=12))
+    for seed in range(20):
+        chosen = [int(image.name.split(".")[0]) for image, _ in sampler._from_video(np.random.default_rng(seed))]
+        assert max(chosen[:2]) < 6 <= min(chosen[2:])
+
+
+def test_a_pool_without_usable_boxes_is_refused() -> None:
+    with pytest.raises(ValueError, match="no image of the pool has a usable box"):
+        SetSampler(ImagePool([_image(boxes=[[0, 0, 3, 3]])]), SetOptions())
+
+
+def test_proposals_overlap_as_they_say() -> None:
+    box = np.array([100, 80, 60, 30], np.float32)
+    boxes, overlaps = proposals(box, 200, np.random.default_rng(0))
+    assert boxes.shape == (200, 4)
+    assert overlaps.min() >= 0.1
+    assert overlaps.min() < 0.3
+    assert overlaps.max() > 0.9
+    expected = [iou(Box(*map(float, b)), Box(*map(float, box))) for b in boxes]
+    np.testing.assert_allclose(overlaps, expected, atol=1e-5)

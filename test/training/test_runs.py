@@ -1,0 +1,222 @@
+"""Runs: schedule, resume, settings, and the recipes on tiny networks."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tracker_ros import cli, weights
+from tracker_ros.networks.dimp import DIMP18, DiMPNet
+from tracker_ros.networks.iou_net import IoUFeatures, IoUNet, Modulation
+from tracker_ros.networks.roi_pooling import precise_roi_pool
+from tracker_ros.training.data import ImagePool, TrainingImage, pyramid
+from tracker_ros.training.dimp import (
+    DiMPOptions,
+    DiMPTraining,
+    pool_fixed_boxes,
+    predict_overlaps,
+    warm_start,
+)
+from tracker_ros.training.distill import TEACHER_CHANNELS, Distillation, DistillOptions, Heads
+from tracker_ros.training.run import with_settings
+from tracker_ros.training.sets import SetOptions
+
+
+@pytest.fixture(scope="module")
+def pool() -> ImagePool:
+    images = []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        picture = cv2.resize(rng.integers(0, 255, (12, 16, 3), np.uint8), (320, 240), interpolation=cv2.INTER_CUBIC)
+        images.append(TrainingImage(pyramid(picture), np.array([[120, 90, 40, 40]], np.float32), "test", f"{seed}"))
+    return ImagePool(images)
+
+
+class Teacher(nn.Module):
+    """Fixed random projections with the teacher's layout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.layers = nn.ModuleList(
+            nn.Conv2d(3, channels, stride, stride)
+            for channels, stride in zip(TEACHER_CHANNELS, (8, 16, 16), strict=True)
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [layer(x) for layer in self.layers]
+
+
+def _distillation(pool: ImagePool, out: Path) -> Distillation:
+    options = DistillOptions(steps=4, pairs=2, crop=64, bf16=False, log_every=1)
+    return Distillation(pool, Teacher(), out, options)
+
+
+def _training(pool: ImagePool, out: Path, **changes: float) -> DiMPTraining:
+    options = DiMPOptions(
+        steps=4,
+        sets=2,
+        iterations=2,
+        box_sets=2,
+        box_frames=3,
+        box_crop=96,
+        box_count=4,
+        validation=2,
+        bf16=False,
+        log_every=1,
+    )
+    options = with_settings(options, [f"{key}={value}" for key, value in changes.items()])
+    return DiMPTraining(pool, pool, out, options, layout=SetOptions(size=144, area=2.5))
+
+
+def _equal(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("build", [_distillation, _training])
+def test_resuming_equals_not_stopping(build, pool: ImagePool, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    whole = build(pool, tmp_path / "whole")
+    for _ in range(4):
+        whole.train_step()
+    part = build(pool, tmp_path / "part")
+    for _ in range(2):
+        part.train_step()
+    part.save()
+    resumed = build(pool, tmp_path / "part")
+    resumed.load(resumed.checkpoint)
+    assert resumed.step == 2
+    for _ in range(2):
+        resumed.train_step()
+    assert _equal(whole.averaged, resumed.averaged)
+    assert _equal(whole.average, resumed.average)
+
+
+def test_nothing_to_resume_is_said(pool: ImagePool, tmp_path: Path) -> None:
+    run = _distillation(pool, tmp_path)
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        run.load(run.checkpoint)
+
+
+def test_distillation_reduces_its_loss(pool: ImagePool, tmp_path: Path) -> None:
+    options = DistillOptions(steps=30, pairs=2, crop=64, bf16=False, warm_up=0.2)
+    run = Distillation(pool, Teacher(), tmp_path, options)
+    losses = [run.train_step()["total"] for _ in range(30)]
+    assert np.mean(losses[-6:]) < 0.85 * np.mean(losses[:6])
+
+
+def test_training_writes_weights_that_load(pool: ImagePool, tmp_path: Path) -> None:
+    run = _training(pool, tmp_path)
+    run.run()
+    assert run.step == 4
+    assert (tmp_path / "dimp18.jsonl").read_text().count("classify") == 4
+    net = DiMPNet(DIMP18)
+    weights.load(tmp_path / "dimp18.safetensors", net, "dimp18")
+    for mine, theirs in zip(net.parameters(), run.average.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_backbone_stays_fixed_until_it_is_tuned(pool: ImagePool, tmp_path: Path) -> None:
+    run = _training(pool, tmp_path, backbone_rate=0.1, backbone_from=0.5)
+    before = [p.clone() for p in run.net.backbone.parameters()]
+    run.train_step()
+    run.train_step()
+    assert all(torch.equal(a, b) for a, b in zip(before, run.net.backbone.parameters(), strict=True))
+    run.train_step()
+    changed = {
+        name.split(".")[0]
+        for (name, p), b in zip(run.net.backbone.named_parameters(), before, strict=True)
+        if not torch.equal(p, b)
+    }
+    assert changed == {"layer3"}
+
+
+def test_labels_lie_where_the_target_is(pool: ImagePool, tmp_path: Path) -> None:
+    run = _training(pool, tmp_path)
+    batch, _ = run.batches(0)
+    batch.boxes[0, 2] = torch.tensor([56.0, 24.0, 16.0, 48.0])  # centre (64, 48): cell (4, 3)
+    batch.present[0, 2] = True
+    batch.present[1, 2] = False
+    labels = run.labels(batch, 10)
+    assert labels.shape == (2, 1, 10, 10)
+    assert labels[0, 0].argmax() == 3 * 10 + 4
+    assert labels[1, 0].abs().sum() == 0
+
+
+def test_rate_warms_up_and_falls_to_zero(pool: ImagePool, tmp_path: Path) -> None:
+    run = _training(pool, tmp_path, steps=100, warm_up=0.1)
+    factors = []
+    for step in range(100):
+        run.step = step
+        factors.append(run.factor())
+    assert factors[5] == pytest.approx(0.5)
+    assert max(factors) == pytest.approx(1.0)
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[-1] < 0.01
+
+
+def test_pooling_of_fixed_boxes_is_precise_roi_pooling() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 5, 9, 11, generator=generator)
+    boxes = torch.tensor(
+        [[[3.0, 5.0, 30.0, 41.0], [-9.0, 2.0, 20.0, 8.0]], [[40.0, 40.0, 60.0, 60.0], [1.0, 1.0, 2.0, 3.0]]]
+    )
+    expected = precise_roi_pool(features, boxes, 3, 8)
+    torch.testing.assert_close(pool_fixed_boxes(features, boxes, 3, 8), expected)
+
+
+def test_overlaps_of_fixed_boxes_are_those_of_the_iou_net() -> None:
+    torch.manual_seed(0)
+    net = IoUNet((8, 12), (8, 12), 16).eval()
+    maps = IoUFeatures(torch.randn(2, 16, 12, 12), torch.randn(2, 16, 6, 6))
+    modulation = Modulation(torch.rand(2, 16), torch.rand(2, 16))
+    boxes = torch.tensor([[[10.0, 20.0, 40.0, 30.0]], [[5.0, 5.0, 50.0, 60.0]]])
+    torch.testing.assert_close(
+        predict_overlaps(net, modulation, maps, boxes), net(modulation, maps, boxes), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_warm_start_begins_with_the_distilled_projection() -> None:
+    torch.manual_seed(0)
+    net, heads = DiMPNet(DIMP18), Heads((128, 256), TEACHER_CHANNELS)
+    features = torch.rand(1, 256, 6, 6)
+    with torch.no_grad():  # heads whose output has mean zero over these features
+        mean = features.mean((0, 2, 3))
+        heads.projected.bias.copy_(-heads.projected.weight[:, :, 0, 0] @ mean)  # type: ignore[union-attr]
+    warm_start(net, net.backbone.state_dict(), heads)
+    net.eval()
+    with torch.no_grad():
+        mine = net.classifier.features[:-1](features).flatten(2)
+        theirs = heads.projected(features).flatten(2)
+    similarity = torch.nn.functional.cosine_similarity(mine[..., 7:29], theirs[..., 7:29], dim=1)
+    assert similarity.mean() > 0.9
+
+
+def test_settings_are_checked() -> None:
+    options = with_settings(DiMPOptions(), ["sets=3", "bf16=false", "rate=0.01"])
+    assert (options.sets, options.bf16, options.rate) == (3, False, 0.01)
+    with pytest.raises(ValueError, match="expected key=value with one of"):
+        with_settings(options, ["speed=3"])
+    with pytest.raises(ValueError, match="'sets' takes a int"):
+        with_settings(options, ["sets=three"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["distill"], "needs --images and --teacher"),
+        (["dimp18"], "needs --images"),
+        (["dimp18", "--images", "nowhere", "--backbone", "none.pt"], "not found: none.pt, nowhere"),
+    ],
+)
+def test_missing_data_is_named(arguments: list[str], message: str, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    assert cli.main(["train", *arguments, "--out", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_smoke_recipe_trains_without_files(tmp_path: Path) -> None:
+    settings = ["steps=2", "validation=0", "log_every=1"]
+    assert cli.main(["train", "smoke", "--out", str(tmp_path), *(x for s in settings for x in ("--set", s))]) == 0
+    assert (tmp_path / "dimp18.safetensors").is_file()

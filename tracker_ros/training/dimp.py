@@ -1,0 +1,429 @@
+"""DiMP's offline training (section 3.6): classifier, model predictor and IoU-Net on pairs of sets.
+
+The backbone comes from the `distill` recipe. Its stem and first stages stay fixed; stage 3 may be tuned at a low
+rate while the teacher's features hold it in place.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tracker_ros import weights
+from tracker_ros.geometry.boxes import pairwise_iou
+from tracker_ros.networks.dimp import DIMP18, DiMPNet, normalise
+from tracker_ros.networks.filter_optimizer import apply_filter
+from tracker_ros.networks.iou_net import BINS, STRIDES, IoUFeatures, IoUNet, Modulation
+from tracker_ros.networks.roi_pooling import bin_edges, bin_weights
+from tracker_ros.training.data import ImagePool
+from tracker_ros.training.distill import (
+    TEACHER_CHANNELS,
+    TEACHER_MEAN,
+    Heads,
+    regression_loss,
+    relation_loss,
+    standardise,
+)
+from tracker_ros.training.losses import classification_loss, gaussian_labels, iou_loss
+from tracker_ros.training.run import Run, RunOptions, channels_last
+from tracker_ros.training.sets import FrameSet, SetOptions, SetSampler, proposals
+
+
+@dataclass(frozen=True)
+class DiMPOptions(RunOptions):
+    """Options of the `dimp18` recipe.
+
+    Attributes:
+        sets: pairs of sets a step for the classifier, with the tracker's search region.
+        train_frames, test_frames: frames of such a set.
+        box_sets: sets a step for the IoU-Net, with a smaller region around the target: it never looks further.
+        box_frames: frames of such a set; the first two are references of the others and of each other.
+        box_crop: side of such a crop in pixels; the target is as large as in the classifier's.
+        iterations: steps of the filter optimizer, N_iter.
+        beta: weight of the classification loss.
+        box_count: proposals a frame.
+        backbone_rate: learning rate of stage 3 relative to `rate`; 0 keeps the backbone fixed.
+        backbone_from: share of the run after which stage 3 is tuned.
+        hold: weight of the teacher's features while stage 3 is tuned.
+        predictor_rate: learning rate of the optimizer's own parameters relative to `rate`.
+        validation: number of held-out sets.
+    """
+
+    rate: float = 1e-3
+    warm_up: float = 0.05
+    sets: int = 4
+    train_frames: int = 2
+    test_frames: int = 1
+    box_sets: int = 8
+    box_frames: int = 4
+    box_crop: int = 192
+    iterations: int = 5
+    beta: float = 100.0
+    box_count: int = 24
+    backbone_rate: float = 0.1
+    backbone_from: float = 0.4
+    hold: float = 0.3
+    predictor_rate: float = 0.5
+    validation: int = 64
+
+
+@dataclass
+class Batch:
+    """Sets stacked for the network.
+
+    Attributes:
+        images: (BxN)x3xSxS float RGB 0..255, frames of a set in order.
+        boxes: BxNx4, crop pixels.
+        present: BxN bool.
+        candidates: (BxN)xPx4.
+        overlaps: (BxN)xP, IoU of the candidates.
+    """
+
+    images: Tensor
+    boxes: Tensor
+    present: Tensor
+    candidates: Tensor
+    overlaps: Tensor
+
+
+def collate(sets: list[FrameSet], box_count: int, rng: np.random.Generator) -> Batch:
+    """Stack sets and draw proposals for all their frames."""
+    crops = np.concatenate([s.crops for s in sets])[..., ::-1].copy()
+    images = torch.from_numpy(crops).permute(0, 3, 1, 2).float().contiguous(memory_format=torch.channels_last)
+    drawn = [proposals(box, box_count, rng) for s in sets for box in s.boxes]  # none where box_count is 0
+    return Batch(
+        images,
+        torch.from_numpy(np.stack([s.boxes for s in sets])),
+        torch.from_numpy(np.stack([s.present for s in sets])),
+        torch.from_numpy(np.stack([boxes for boxes, _ in drawn])),
+        torch.from_numpy(np.stack([overlaps for _, overlaps in drawn])),
+    )
+
+
+def warm_start(net: DiMPNet, backbone: dict[str, Tensor], heads: Heads | None) -> None:
+    """Begin from a distilled backbone.
+
+    The classification features start as the distillation's projection with the mean feature removed, the initial
+    filter as the target's own features, so that the untrained network already is a correlation tracker on the
+    teacher's features.
+    """
+    net.backbone.load_state_dict(backbone)
+    block = net.classifier.features[0]
+    nn.init.zeros_(block.get_submodule("bn2").get_parameter("weight"))
+    conv = net.classifier.features[-2]
+    assert isinstance(conv, nn.Conv2d)
+    with torch.no_grad():
+        if heads is not None:
+            projection = heads.projected.weight[:, :, 0, 0]
+            bias = heads.projected.bias
+            assert bias is not None
+            # The heads predict standardised features, W x + b with mean zero: the mean x solves W x = -b. Remove it.
+            mean = torch.linalg.lstsq(projection, -bias[:, None]).solution[:, 0]
+            centred = projection - projection @ torch.outer(mean, mean) / mean.square().sum()
+            conv.weight.normal_(0, 0.02 * float(centred.std()))
+            conv.weight[:, :, 1, 1] += centred
+        initial = net.classifier.initializer.conv
+        initial.weight.normal_(0, 1e-3)
+        initial.weight[:, :, 1, 1] += 0.7 * torch.eye(initial.weight.shape[0])
+        assert initial.bias is not None
+        initial.bias.zero_()
+
+
+def pool_fixed_boxes(features: Tensor, boxes: Tensor, size: int, stride: float) -> Tensor:
+    """`precise_roi_pool` as one matrix product, for boxes that need no gradient: a third of the time in training.
+
+    Args:
+        features: BxCxHxW, of any floating type.
+        boxes: BxNx4.
+        size: bins a side.
+        stride: pixels a cell.
+
+    Returns:
+        BxNxCxPxP float32.
+    """
+    batch, channels, height, width = features.shape
+    scaled = boxes / stride
+    weights_x = bin_weights(bin_edges(scaled[..., 0], scaled[..., 2], size), width).to(features.dtype)
+    weights_y = bin_weights(bin_edges(scaled[..., 1], scaled[..., 3], size), height).to(features.dtype)
+    joint = weights_y[:, :, :, None, :, None] * weights_x[:, :, None, :, None, :]
+    pooled = joint.reshape(batch, -1, height * width) @ features.permute(0, 2, 3, 1).reshape(batch, -1, channels)
+    return pooled.float().reshape(batch, boxes.shape[1], size, size, channels).permute(0, 1, 4, 2, 3)
+
+
+def predict_overlaps(net: IoUNet, modulation: Modulation, features: IoUFeatures, boxes: Tensor) -> Tensor:
+    """`IoUNet.forward` for fixed boxes: the channels are scaled after pooling, which is the same and cheaper."""
+    hidden = []
+    pairs = zip((net.fc8, net.fc16), modulation, features, BINS, STRIDES, strict=True)
+    for layer, vector, maps, bins, stride in pairs:
+        pooled = pool_fixed_boxes(maps, boxes, bins, stride) * vector[:, None, :, None, None]
+        hidden.append(layer(pooled.flatten(0, 1)))
+    return net.predictor(torch.cat(hidden, 1)).reshape(boxes.shape[:2])
+
+
+class DiMPTraining(Run):
+    """Trains `net` on sets from `pool`; validates on sets from `held_out`, which no step ever sees."""
+
+    name = "dimp18"
+
+    def __init__(
+        self,
+        pool: ImagePool,
+        held_out: ImagePool,
+        out: Path,
+        options: DiMPOptions,
+        distilled: dict[str, Any] | None = None,
+        teacher: nn.Module | None = None,
+        layout: SetOptions | None = None,
+    ) -> None:
+        super().__init__(out, options)
+        self.options = options
+        layout = replace(layout or SetOptions(), train_frames=options.train_frames, test_frames=options.test_frames)
+        # The same zoom on a smaller region, with the target never far from its middle.
+        near = replace(
+            layout,
+            size=options.box_crop,
+            area=layout.area * options.box_crop / layout.size,
+            train_frames=min(2, options.box_frames),
+            test_frames=options.box_frames - min(2, options.box_frames),
+            train_shift=0.6,
+            test_shift=0.6,
+        )
+        self.sampler, self.box_sampler = SetSampler(pool, layout), SetSampler(pool, near)
+        self.validation: list[tuple[Batch, Batch]] = []
+        if options.validation and len(held_out):
+            self._make_validation(SetSampler(held_out, layout), SetSampler(held_out, near))
+        self.net = DiMPNet(DIMP18)
+        self.heads: Heads | None = None
+        self.statistics: list[tuple[Tensor, Tensor]] = []
+        if distilled is not None:
+            self.heads = Heads((128, 256), TEACHER_CHANNELS)
+            self.heads.load_state_dict(distilled["heads"])
+            self.heads.requires_grad_(False)
+            self.statistics = [(mean, deviation) for mean, deviation in distilled["statistics"]]
+            warm_start(self.net, distilled["average"], self.heads)
+        self.teacher = None if teacher is None else teacher.eval()
+        channels_last(self.net)
+        self.net.backbone.requires_grad_(False)
+        classifier = self.net.classifier
+        groups: list[tuple[float, list[nn.Parameter]]] = [
+            (1.0, [*classifier.features.parameters(), *classifier.initializer.parameters()]),
+            (options.predictor_rate, list(classifier.optimizer.parameters())),
+            (1.0, list(self.net.iou_net.parameters())),
+        ]
+        if options.backbone_rate > 0:
+            groups.append((options.backbone_rate, list(self.net.backbone.get_submodule("layer3").parameters())))
+        self.optimizer = torch.optim.AdamW(
+            [{"params": params, "base": options.rate * share} for share, params in groups], weight_decay=1e-4
+        )
+        self.modules = {"net": self.net}
+        self.start_average()
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The whole network."""
+        return self.net
+
+    def _make_validation(self, sampler: SetSampler, box_sampler: SetSampler) -> None:
+        for start in range(0, self.options.validation, 8):
+            generators = [
+                np.random.default_rng([9999, i]) for i in range(start, min(start + 8, self.options.validation))
+            ]
+            first, second = ([s.draw(rng) for rng in generators] for s in (sampler, box_sampler))
+            count = self.options.box_count
+            self.validation.append((collate(first, 0, generators[0]), collate(second, count, generators[0])))
+
+    def batches(self, step: int) -> tuple[Batch, Batch]:
+        """The classifier's and the IoU-Net's sets of a step: a function of seed and step."""
+        rng, o = np.random.default_rng([self.options.seed, step]), self.options
+        first = [self.sampler.draw(rng) for _ in range(o.sets)]
+        second = [self.box_sampler.draw(rng) for _ in range(o.box_sets)]
+        return collate(first, 0, rng), collate(second, o.box_count, rng)
+
+    @property
+    def tuning(self) -> bool:
+        """Whether stage 3 of the backbone learns at present."""
+        return self.options.backbone_rate > 0 and self.progress() >= self.options.backbone_from
+
+    def _bf16(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.options.bf16)
+
+    def _backbone(self, net: DiMPNet, images: Tensor, tuning: bool) -> tuple[Tensor, Tensor]:
+        """Stride-8 and stride-16 features; gradients reach stage 3 only."""
+        backbone = net.backbone
+        with self._bf16():
+            with torch.no_grad():
+                x = backbone.maxpool(backbone.relu(backbone.bn1(backbone.conv1(normalise(images)))))
+                layer2 = backbone.get_submodule("layer2")(backbone.get_submodule("layer1")(x))
+            with nullcontext() if tuning else torch.no_grad():
+                layer3 = backbone.get_submodule("layer3")(layer2)
+        return layer2, layer3
+
+    def classify(self, net: DiMPNet, batch: Batch, layer3: Tensor) -> list[Tensor]:
+        """Scores of every iterate on the test frames, B x test frames x H x W each."""
+        n = self.options.train_frames
+        with self._bf16():
+            maps = net.classifier.features[:-1](layer3)
+        features = net.classifier.features[-1](maps.float()).unflatten(0, batch.boxes.shape[:2])
+        initial = net.classifier.initializer(features[:, :n], batch.boxes[:, :n])
+        iterates = net.classifier.optimizer(initial, features[:, :n], batch.boxes[:, :n], self.options.iterations)
+        return [apply_filter(features[:, n:], f) for f in iterates]
+
+    def modulate(self, net: DiMPNet, batch: Batch, layer2: Tensor, layer3: Tensor) -> tuple[Modulation, IoUFeatures]:
+        """Modulation and test maps of every frame; the first is the reference of all others, the second the first's."""
+        count, frames = batch.boxes.shape[:2]
+        with self._bf16():
+            maps = net.iou_net.features(layer2, layer3)
+        firsts = min(2, frames)
+        reference = torch.tensor([firsts - 1] + [0] * (frames - 1))
+        pair2, pair3 = (x.unflatten(0, (count, frames))[:, :firsts].flatten(0, 1).float() for x in (layer2, layer3))
+        vectors = net.iou_net.modulation(pair2, pair3, batch.boxes[:, :firsts].flatten(0, 1))
+        return Modulation(*(v.unflatten(0, (count, firsts))[:, reference].flatten(0, 1) for v in vectors)), maps
+
+    def labels(self, batch: Batch, size: int) -> Tensor:
+        """Label maps of the test frames, B x test frames x size x size; zero where the target is absent."""
+        n = self.options.train_frames
+        boxes = batch.boxes[:, n:]
+        centres = (boxes[..., :2] + boxes[..., 2:] / 2) / self.net.classifier.optimizer.stride
+        centres = torch.where(batch.present[:, n:, None], centres, torch.nan)
+        return gaussian_labels(centres.flatten(0, 1), size).unflatten(0, boxes.shape[:2])
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """Beta L_cls + L_bb, and the teacher's hold on stage 3 while that is tuned."""
+        self.net.train()
+        self.net.backbone.eval()
+        wide, near = self.batches(step)
+        tuning = self.tuning
+        self.net.backbone.get_submodule("layer3").requires_grad_(tuning)
+        layer2, layer3 = self._backbone(self.net, wide.images, tuning)
+        terms = self._classification_terms(self.classify(self.net, wide, layer3), wide)
+        terms["total"] = self.options.beta * terms["classify"]
+        if tuning and self.teacher is not None and self.heads is not None and self.options.hold > 0:
+            terms["hold"] = self._hold(wide, layer2, layer3)
+            terms["total"] = terms["total"] + self.options.hold * terms["hold"]
+        layer2, layer3 = self._backbone(self.net, near.images, tuning)
+        modulation, maps = self.modulate(self.net, near, layer2, layer3)
+        predicted = predict_overlaps(self.net.iou_net, modulation, maps, near.candidates)
+        terms["iou"] = iou_loss(predicted, near.overlaps, near.present.flatten())
+        terms["total"] = terms["total"] + terms["iou"]
+        return terms
+
+    def _classification_terms(self, scores: list[Tensor], batch: Batch) -> dict[str, Tensor]:
+        labels = self.labels(batch, scores[0].shape[-1])
+        return {
+            "classify": classification_loss(scores, labels),
+            "first": classification_loss(scores[:1], labels).detach(),
+            "last": classification_loss(scores[-1:], labels).detach(),
+        }
+
+    def _hold(self, batch: Batch, layer2: Tensor, layer3: Tensor) -> Tensor:
+        """Distillation loss on the first and the last frame of every second set."""
+        frames = batch.boxes.shape[1]
+        starts = torch.arange(0, len(batch.images), 2 * frames)
+        index = torch.stack([starts, starts + frames - 1], 1).flatten()
+        assert self.teacher is not None
+        assert self.heads is not None
+        mean = torch.tensor(TEACHER_MEAN).reshape(1, 3, 1, 1)
+        with torch.no_grad(), self._bf16():
+            taught = [map_.float() for map_ in self.teacher(batch.images[index] - mean)]
+        targets = standardise(taught, self.statistics)
+        layer3 = layer3[index].float()
+        _, stride16, projected = self.heads(layer2[index].float(), layer3)
+        loss = regression_loss(stride16, targets[1]) + regression_loss(projected, targets[2])
+        return loss + 10 * relation_loss(layer3, targets[2])
+
+    @torch.no_grad()
+    def validate(self, net: DiMPNet | None = None) -> dict[str, float]:
+        """Means over the held-out sets, on the moving average by default.
+
+        Returns:
+            `v_classify`, `v_first`, `v_last`, `v_iou` (losses), `v_peak` (share of frames whose score peak lies
+            within a cell and a half of the target's centre), `v_box` (mean IoU after refinement from disturbed
+            boxes) and `v_start` (before it).
+        """
+        net = net or self.average  # type: ignore[assignment]
+        assert isinstance(net, DiMPNet)
+        net.eval()
+        n = self.options.train_frames
+        sums: dict[str, list[float]] = {}
+        for number, (wide, near) in enumerate(self.validation):
+            scores = self.classify(net, wide, self._backbone(net, wide.images, False)[1])
+            for name, value in self._classification_terms(scores, wide).items():
+                sums.setdefault(f"v_{name}", []).append(float(value))
+            last = scores[-1].flatten(0, 1)
+            peak = last.flatten(1).argmax(1).numpy()
+            at = np.stack([peak % last.shape[-1], peak // last.shape[-1]], 1)
+            centres = (wide.boxes[:, n:, :2] + wide.boxes[:, n:, 2:] / 2).flatten(0, 1).numpy()
+            away = np.abs(at - centres / net.classifier.optimizer.stride).max(1)
+            shown = wide.present[:, n:].flatten().numpy()
+            sums.setdefault("v_peak", []).extend((away < 1.5)[shown].astype(float).tolist())
+
+            modulation, maps = self.modulate(net, near, *self._backbone(net, near.images, False))
+            predicted = predict_overlaps(net.iou_net, modulation, maps, near.candidates)
+            present = near.present.flatten()
+            sums.setdefault("v_iou", []).append(float(iou_loss(predicted, near.overlaps, present)))
+            boxes, rng = near.boxes.flatten(0, 1).numpy(), np.random.default_rng(number)
+            start = _disturb(boxes, rng)
+            full = IoUFeatures(*(x.float() for x in maps))
+            refined = refine(net, modulation, full, torch.from_numpy(start), rng)
+            sums.setdefault("v_start", []).extend(_overlap(start, boxes)[present.numpy()].tolist())
+            sums.setdefault("v_box", []).extend(_overlap(refined, boxes)[present.numpy()].tolist())
+        return {name: float(np.mean(values)) for name, values in sums.items()}
+
+    def on_save(self) -> None:
+        """Validate, and write weights: always the newest, and the best by the held-out sets."""
+        result = self.validate() if self.validation else {}
+        result["step"], result["done"] = float(self.step), self.progress()
+        print("held out: " + " ".join(f"{name} {value:.4f}" for name, value in result.items()), flush=True)
+        with (self.out / "validation.jsonl").open("a") as log:
+            log.write(json.dumps({name: round(value, 5) for name, value in result.items()}) + "\n")
+        origin = (
+            f"trained from scratch by tracker_ros: step {self.step}, {self.elapsed / 60:.0f} min, "
+            f"held-out peak {result.get('v_peak', 0):.3f}, box IoU {result.get('v_box', 0):.3f}"
+        )
+        weights.save(self.out / f"{self.name}.safetensors", self.average, "dimp18", origin)
+
+
+def _disturb(boxes: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Boxes as a tracker has them before refinement: centre from the score map, size of the previous frame."""
+    size = boxes[:, 2:] * np.exp(rng.normal(0, 0.12, (len(boxes), 2)))
+    middle = boxes[:, :2] + boxes[:, 2:] / 2 + rng.normal(0, 5.0, (len(boxes), 2))
+    return np.hstack([middle - size / 2, size]).astype(np.float32)
+
+
+def _overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+    return pairwise_iou(a.astype(np.float64), b.astype(np.float64))
+
+
+def refine(
+    net: DiMPNet, modulation: Modulation, maps: IoUFeatures, boxes: Tensor, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Refine one box a frame as the tracker does: ten starts, five steps of gradient ascent, mean of the best three.
+
+    Args:
+        net: the network.
+        modulation, maps: of N frames.
+        boxes: Nx4.
+        rng: for the starts.
+
+    Returns:
+        Nx4.
+    """
+    size = boxes[:, 2:].prod(1).sqrt().reshape(-1, 1, 1)
+    noise = torch.from_numpy(rng.uniform(-0.5, 0.5, (len(boxes), 9, 4)).astype(np.float32))
+    middle = boxes[:, None, :2] + boxes[:, None, 2:] / 2 + noise[..., :2] * 0.1 * size
+    sides = torch.maximum(boxes[:, None, 2:] + noise[..., 2:] * 0.5 * size, boxes[:, None, 2:].amin(-1, True) / 3)
+    current = torch.cat([boxes[:, None], torch.cat([middle - sides / 2, sides], -1)], 1)
+    for _ in range(5):
+        overlap, gradient = net.iou_net.iou_and_gradient(modulation, maps, current)
+        current = current + gradient * current[..., 2:].repeat(1, 1, 2)
+        current[..., 2:].clamp_(min=1.0)
+    best = overlap.topk(3, 1).indices
+    return current.gather(1, best[..., None].expand(-1, -1, 4)).mean(1).numpy().astype(np.float32)

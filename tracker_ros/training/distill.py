@@ -1,0 +1,206 @@
+"""Feature distillation: a ResNet learns the features of a teacher network on unlabelled crops.
+
+The student's stride-8 and stride-16 features regress the teacher's through 1x1 convolutions that are thrown away
+afterwards; a relational term asks the student's own stride-16 features to be similar where the teacher's are, between
+two different crops of one image, because that similarity is what a tracker correlates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tracker_ros.networks.dimp import normalise
+from tracker_ros.networks.resnet import RESNET18, ResNet
+from tracker_ros.training.augment import View, cut, photometric
+from tracker_ros.training.data import Image, ImagePool
+from tracker_ros.training.run import Run, RunOptions, channels_last
+
+#: Mean colour that the teacher expects to be removed, RGB 0..255, and the channels of its three feature maps.
+TEACHER_MEAN = (123.675, 116.28, 103.53)
+TEACHER_CHANNELS = (32, 112, 256)
+
+
+@dataclass(frozen=True)
+class DistillOptions(RunOptions):
+    """Options of the `distill` recipe.
+
+    Attributes:
+        pairs: pairs of crops a step.
+        crop: side of a crop in pixels.
+        weight_decay: of weights; biases and batch norms have none.
+        relation: weight of the relational term.
+    """
+
+    minutes: float = 55.0
+    rate: float = 1.5e-3
+    pairs: int = 8
+    crop: int = 192
+    weight_decay: float = 0.05
+    relation: float = 10.0
+
+
+def sample_pair(pool: ImagePool, size: int, rng: np.random.Generator) -> list[Image]:
+    """Two crops of one image around almost the same place, at the zooms that a tracker sees."""
+    image = pool.images[int(rng.integers(len(pool)))]
+    width, height = image.size
+    extent = math.sqrt(width * height)
+    if len(image.boxes) and rng.random() < 0.6:
+        x, y, w, h = image.boxes[int(rng.integers(len(image.boxes)))].tolist()
+        side = math.sqrt(max(w * h, 64.0)) * 5.0 * math.exp(rng.normal(0.0, 0.5))
+        centre = (x + w / 2, y + h / 2)
+    else:
+        side = extent * math.exp(rng.uniform(math.log(0.25), math.log(1.3)))
+        centre = (rng.uniform(0.1, 0.9) * width, rng.uniform(0.1, 0.9) * height)
+    side = float(np.clip(side, size / 2.5, 1.35 * extent))
+    inside = bool(rng.random() < 0.8)
+    crops = []
+    flip = bool(rng.random() < 0.5)
+    for _ in range(2):
+        shown = float(np.clip(side * math.exp(rng.normal(0.0, 0.3)), size / 2.5, 1.35 * extent))
+        x, y = (c + rng.normal(0.0, 0.15) * shown for c in centre)
+        if inside:  # most crops show little of the border, where there is nothing to learn
+            x, y = (
+                float(np.clip(c, min(0.45 * shown, length / 2), max(length - 0.45 * shown, length / 2)))
+                for c, length in zip((x, y), image.size, strict=True)
+            )
+        view = View(
+            centre=(x, y),
+            side=shown,
+            aspect=math.exp(rng.normal(0.0, 0.12)),
+            angle=rng.normal(0.0, 0.15) if rng.random() < 0.6 else 0.0,
+            flip=flip != bool(rng.random() < 0.15),
+        )
+        crops.append(photometric(cut(image, view, size), rng))
+    return crops
+
+
+class Heads(nn.Module):
+    """1x1 projections from the student's features to the teacher's."""
+
+    def __init__(self, student: tuple[int, int], teacher: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.stride8 = nn.Conv2d(student[0], teacher[0], 1)
+        self.stride16 = nn.Conv2d(student[1], teacher[1], 1)
+        self.projected = nn.Conv2d(student[1], teacher[2], 1)
+
+    def forward(self, stride8: Tensor, stride16: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Student features to predictions of the teacher's standardised features."""
+        return self.stride8(stride8), self.stride16(stride16), self.projected(stride16)
+
+
+def regression_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Smooth L1 plus one minus the cosine over channels, BxCxHxW against BxCxHxW."""
+    cosine = functional.cosine_similarity(prediction, target, dim=1).mean()
+    return functional.smooth_l1_loss(prediction, target) + (1 - cosine)
+
+
+def relation(features: Tensor) -> Tensor:
+    """Cosine similarities between all cells of crops 2i and all cells of crops 2i + 1: Bx(HW)x(HW)."""
+    centred = features - features.mean(dim=(0, 2, 3), keepdim=True)
+    cells = functional.normalize(centred.flatten(2), dim=1)
+    return cells[0::2].transpose(1, 2) @ cells[1::2]
+
+
+def relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of the similarities within pairs; strong similarities count more."""
+    target = relation(teacher)
+    weight = 0.2 + target.abs()
+    return (weight * (relation(student) - target).square()).mean() / weight.mean()
+
+
+def standardise(maps: Sequence[Tensor], statistics: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Feature maps with their channels' mean removed and deviation set to one, clipped to six deviations."""
+    return [((x - mean) / deviation).clamp(-6, 6) for x, (mean, deviation) in zip(maps, statistics, strict=True)]
+
+
+class Distillation(Run):
+    """Student, projection heads and teacher of one run."""
+
+    name = "distill"
+
+    def __init__(self, pool: ImagePool, teacher: nn.Module, out: Path, options: DistillOptions) -> None:
+        super().__init__(out, options)
+        self.pool, self.options = pool, options
+        self.teacher = teacher.eval()
+        self.student = channels_last(ResNet(RESNET18)).train()
+        self.heads = Heads((128, 256), TEACHER_CHANNELS)
+        parameters = [*self.student.parameters(), *self.heads.parameters()]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.weight_decay},
+                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            ],
+            lr=options.rate,
+        )
+        for group in self.optimizer.param_groups:
+            group["base"] = options.rate
+        self.modules = {"student": self.student, "heads": self.heads}
+        self.statistics: list[tuple[Tensor, Tensor]] = []
+        self.start_average()
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The student."""
+        return self.student
+
+    def batch(self, step: int) -> Tensor:
+        """(2 x pairs)x3xSxS float RGB 0..255; crops 2i and 2i + 1 show the same place. A function of seed and step."""
+        rng = np.random.default_rng([self.options.seed, step])
+        crops = [crop for _ in range(self.options.pairs) for crop in sample_pair(self.pool, self.options.crop, rng)]
+        batch = torch.from_numpy(np.stack(crops)[..., ::-1].copy()).permute(0, 3, 1, 2).float()
+        if rng.random() < 0.2:  # blends of two scenes: more inputs on which to agree with the teacher
+            share = float(rng.uniform(0.1, 0.5))
+            batch = batch * (1 - share) + batch.roll(2, 0) * share
+        return batch.contiguous(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def teach(self, batch: Tensor) -> list[Tensor]:
+        """The teacher's three feature maps, fp32, for RGB 0..255."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.options.bf16):
+            return [x.float() for x in self.teacher(batch - torch.tensor(TEACHER_MEAN).reshape(1, 3, 1, 1))]
+
+    def measure(self, batches: int = 12) -> None:
+        """Per-channel mean and deviation of the teacher's features over a few batches."""
+        taught = [self.teach(self.batch(10**6 + index)) for index in range(batches)]
+        self.statistics = []
+        for maps in zip(*taught, strict=True):
+            joined = torch.cat([x.transpose(0, 1).flatten(1) for x in maps], 1)
+            mean, deviation = joined.mean(1).reshape(1, -1, 1, 1), joined.std(1).reshape(1, -1, 1, 1)
+            self.statistics.append((mean, deviation.clamp(min=1e-3)))
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """Regression of the three feature maps and the relational term."""
+        if not self.statistics:
+            self.measure()
+        batch = self.batch(step)
+        targets = standardise(self.teach(batch), self.statistics)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.options.bf16):
+            stride8, stride16 = self.student(normalise(batch))
+        stride8, stride16 = stride8.float(), stride16.float()
+        names = ("stride8", "stride16", "projected")
+        terms = {
+            name: regression_loss(prediction, target)
+            for name, prediction, target in zip(names, self.heads(stride8, stride16), targets, strict=True)
+        }
+        terms["relation"] = relation_loss(stride16, targets[2])
+        terms["total"] = (
+            0.5 * terms["stride8"] + terms["stride16"] + terms["projected"] + self.options.relation * terms["relation"]
+        )
+        return terms
+
+    def extra_state(self) -> dict[str, Any]:
+        """The statistics of the teacher's features."""
+        return {"statistics": self.statistics}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """The statistics of the teacher's features."""
+        self.statistics = [(mean, deviation) for mean, deviation in state["statistics"]]
