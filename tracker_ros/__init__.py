@@ -23,7 +23,8 @@ def create(name: str, **options: Any) -> Tracker[Any]:
     return registry.create(name, **options)
 
 
-def trackers() -> list[str]:
+# Not `trackers`: the package of that name takes this place as soon as it is imported.
+def tracker_names() -> list[str]:
     """Names of the registered trackers."""
     from tracker_ros.trackers import registry
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tracker_ros.evaluation.runs import set_seeds
@@ -56,8 +57,6 @@ def run(args: argparse.Namespace) -> int:
     labels = [args.tracker] if args.against is None else [args.tracker, args.against]
     specs = parse_specs(labels, args.settings, args.device)
     frames, box, source = load_frames(args)
-    if args.threads:
-        set_threads(args.threads)
     with tqdm(total=(args.warm_up + args.frames) * len(specs), unit="frame", disable=not sys.stderr.isatty()) as bar:
         numbers = measure(
             specs, frames, box, warm_up=args.warm_up, count=args.frames, threads=args.threads, seed=args.seed,
@@ -178,9 +177,9 @@ def measure(
     return found
 
 
-def _stages(frames: Sequence[dict[str, float]], ms: np.ndarray) -> dict[str, dict[str, float]]:
-    names = sorted({name for frame in frames for name in frame}, key=lambda n: (n not in STAGES, n))
-    names.sort(key=lambda n: STAGES.index(n) if n in STAGES else len(STAGES))
+def _stages(frames: Sequence[dict[str, float]], ms: NDArray[np.float64]) -> dict[str, dict[str, float]]:
+    present = {name for frame in frames for name in frame}
+    names = [name for name in STAGES if name in present] + sorted(present.difference(STAGES))
     if not names:
         return {}
     columns = {name: np.array([frame.get(name, 0.0) for frame in frames]) for name in names}
@@ -231,10 +230,8 @@ def table(result: dict[str, Any]) -> str:
     for label, own in numbers.items():
         values = [own["ms"]["p50"], own["ms"]["p99"], own["ms"]["mean"], own["ms"]["min"]]
         cells = [own["device"], *(f"{v:.2f}" for v in values), f"{own['init_ms']:.1f}", f"{own['load_ms']:.0f}"]
-        cells += [
-            f"{own['memory_mib']:.0f}",
-            "-" if own["device_memory_mib"] is None else f"{own['device_memory_mib']:.0f}",
-        ]
+        gpu = own["device_memory_mib"]
+        cells += [f"{own['memory_mib']:.0f}", "-" if gpu is None else f"{gpu:.0f}"]
         lines.append(label.ljust(width) + "".join(cell.rjust(10) for cell in cells))
     names = list(dict.fromkeys(name for own in numbers.values() for name in own["stages_ms"]))
     if names:

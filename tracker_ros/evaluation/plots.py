@@ -122,5 +122,6 @@ def _box(image: Frame, box: NDArray[np.float64], colour: Sequence[int]) -> None:
 
 
 def _write(image: Frame, words: str, x: int, y: int, colour: Sequence[int]) -> None:
-    cv2.putText(image, words, (x, y), _FONT, 0.5, (0, 0, 0), 3, cv2.LINE_AA)
+    width = cv2.getTextSize(words, _FONT, 0.5, 1)[0][0]
+    cv2.rectangle(image, (x - 2, y - 13), (x + width + 2, y + 5), (40, 40, 40), -1)
     cv2.putText(image, words, (x, y), _FONT, 0.5, tuple(colour), 1, cv2.LINE_AA)

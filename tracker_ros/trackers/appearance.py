@@ -23,6 +23,8 @@ PATCH = 24
 SEARCH = 2.5
 _REGION = int(PATCH * SEARCH)
 _HIST_BINS = (12, 6, 6)
+#: Standard deviation of grey levels below which a patch has nothing to correlate.
+_FLAT = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,16 @@ def _grey(frame: Frame) -> NDArray[np.float32]:
 
 def _match(image: NDArray[np.float32], patch: NDArray[np.float32]) -> NDArray[np.float32]:
     """Normalised cross-correlation where `patch` fits into `image`, clipped to ``[0, 1]``; 0 where either is flat."""
-    return np.clip(np.nan_to_num(cv2.matchTemplate(image, patch, cv2.TM_CCOEFF_NORMED), posinf=0, neginf=0), 0, 1)
+    scores = np.zeros((image.shape[0] - patch.shape[0] + 1, image.shape[1] - patch.shape[1] + 1), np.float32)
+    if patch.std() < _FLAT:
+        return scores
+    found = cv2.matchTemplate(image, patch, cv2.TM_CCOEFF_NORMED)
+    # On a flat part of the image OpenCV divides rounding errors by each other.
+    size = patch.shape[::-1]
+    mean, square = (f(image, -1, size, anchor=(0, 0)) for f in (cv2.boxFilter, cv2.sqrBoxFilter))
+    variance = (square - mean**2)[: scores.shape[0], : scores.shape[1]]
+    np.clip(found, 0, 1, out=scores, where=variance > _FLAT**2)
+    return scores
 
 
 def _correlate(region: NDArray[np.float32], patch: NDArray[np.float32]) -> NDArray[np.float32]:
