@@ -186,6 +186,16 @@ def test_video_sets_take_training_frames_before_test_frames() -> None:
         assert max(chosen[:2]) < 6 <= min(chosen[2:])
 
 
+def test_loose_boxes_are_left_out_where_sizes_matter() -> None:
+    images = [_image(seed=i) for i in range(4)]
+    images[0].source = images[1].source = "video"
+    pool = ImagePool(images, [[0, 1]], {"video"})
+    assert len(SetSampler(pool, SetOptions()).videos) == 1
+    tight = SetSampler(pool, SetOptions(), tight=True)
+    assert not tight.videos
+    assert len(tight.targets) == 2
+
+
 def test_a_pool_without_usable_boxes_is_refused() -> None:
     with pytest.raises(ValueError, match="no image of the pool has a usable box"):
         SetSampler(ImagePool([_image(boxes=[[0, 0, 3, 3]])]), SetOptions())

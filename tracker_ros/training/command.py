@@ -31,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sequences", type=Path, nargs="*", default=[], help="sequence folders with img/ and groundtruth.txt"
     )
+    parser.add_argument(
+        "--loose-sequences", type=Path, nargs="*", default=[], help="sequence folders whose boxes are loose"
+    )
     parser.add_argument("--sequence-step", type=int, default=3, help="take every n-th frame of the sequences")
     parser.add_argument("--flights", type=int, default=0, help="simulated flights to add (dimp18)")
     parser.add_argument("--teacher", type=Path, help="TorchScript feature network (distill; dimp18: keeps stage 3)")
@@ -74,16 +77,18 @@ def build(args: argparse.Namespace) -> Run:
     if unset:
         raise ValueError(f"recipe '{args.recipe}' needs {' and '.join(unset)}")
     missing = [str(f) for f in (args.teacher, args.backbone) if f is not None and not f.is_file()]
-    missing += [str(d) for d in (args.images, *args.sequences) if d is not None and not d.is_dir()]
+    missing += [
+        str(d) for d in (args.images, *args.sequences, *args.loose_sequences) if d is not None and not d.is_dir()
+    ]
     if missing:
         raise FileNotFoundError("training data not found: " + ", ".join(missing))
     if args.recipe == "distill":
         distill_options = with_settings(DistillOptions(), args.set)
-        pool = make_pool(args.images, args.sequences, args.sequence_step)
+        pool = make_pool(args.images, args.sequences, args.loose_sequences, args.sequence_step)
         teacher = torch.jit.load(str(args.teacher), map_location="cpu")
         return Distillation(pool, teacher, args.out, distill_options)
     options = with_settings(DiMPOptions(), args.set)
-    pool, held_out = split(make_pool(args.images, args.sequences, args.sequence_step))
+    pool, held_out = split(make_pool(args.images, args.sequences, args.loose_sequences, args.sequence_step))
     add_flights(pool, range(FIRST_SEED, FIRST_SEED + args.flights), 40)
     distilled = None
     if args.backbone is not None:

@@ -44,10 +44,17 @@ class TrainingImage:
 
 @dataclass
 class ImagePool:
-    """All training images; `sequences` lists index ranges of consecutive frames of one video."""
+    """All training images.
+
+    Attributes:
+        images: stills and frames.
+        sequences: indices of the consecutive frames of each video.
+        loose: sources whose boxes are too loose to learn sizes from; they still say where the target is.
+    """
 
     images: list[TrainingImage] = field(default_factory=list)
     sequences: list[list[int]] = field(default_factory=list)
+    loose: set[str] = field(default_factory=set)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -106,17 +113,25 @@ def read_sequence(directory: Path, step: int = 1) -> list[TrainingImage]:
     return result
 
 
-def make_pool(images: Path | None, sequences: Sequence[Path] = (), sequence_step: int = 2) -> ImagePool:
+def make_pool(
+    images: Path | None, sequences: Sequence[Path] = (), loose: Sequence[Path] = (), sequence_step: int = 2
+) -> ImagePool:
     """Read everything once; missing data is named before anything is decoded for long.
+
+    Args:
+        images: folder for `read_images`.
+        sequences: folders for `read_sequence`.
+        loose: more such folders, whose boxes are loose.
+        sequence_step: take every n-th frame.
 
     Raises:
         FileNotFoundError: names every folder or file that is missing.
     """
-    missing = [str(path) for path in [images, *sequences] if path is not None and not path.is_dir()]
+    missing = [str(path) for path in [images, *sequences, *loose] if path is not None and not path.is_dir()]
     if missing:
         raise FileNotFoundError("training data not found: " + ", ".join(missing))
-    pool = ImagePool()
-    for directory in sequences:
+    pool = ImagePool(loose={directory.name for directory in loose})
+    for directory in [*sequences, *loose]:
         start = len(pool.images)
         pool.images += read_sequence(directory, sequence_step)
         pool.sequences.append(list(range(start, len(pool.images))))
@@ -128,7 +143,7 @@ def make_pool(images: Path | None, sequences: Sequence[Path] = (), sequence_step
 def split(pool: ImagePool, every: int = 12) -> tuple[ImagePool, ImagePool]:
     """Hold out every `every`-th image and, of several videos, the last: (for training, held out)."""
     videos = {index for sequence in pool.sequences for index in sequence}
-    parts = ImagePool(), ImagePool()
+    parts = ImagePool(loose=pool.loose), ImagePool(loose=pool.loose)
     for number, sequence in enumerate(pool.sequences):
         part = parts[number > 0 and number == len(pool.sequences) - 1]
         start = len(part.images)

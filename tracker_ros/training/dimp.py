@@ -196,10 +196,10 @@ class DiMPTraining(Run):
             train_shift=0.6,
             test_shift=0.6,
         )
-        self.sampler, self.box_sampler = SetSampler(pool, layout), SetSampler(pool, near)
+        self.sampler, self.box_sampler = SetSampler(pool, layout), SetSampler(pool, near, tight=True)
         self.validation: list[tuple[Batch, Batch]] = []
         if options.validation and len(held_out):
-            self._make_validation(SetSampler(held_out, layout), SetSampler(held_out, near))
+            self._make_validation(SetSampler(held_out, layout), SetSampler(held_out, near, tight=True))
         self.net = DiMPNet(DIMP18)
         self.heads: Heads | None = None
         self.statistics: list[tuple[Tensor, Tensor]] = []

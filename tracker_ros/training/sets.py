@@ -93,16 +93,21 @@ def _wholeness(image: TrainingImage, box: NDArray[np.float32]) -> float:
 class SetSampler:
     """Draws sets from a pool; `draw` is a function of the generator alone.
 
+    Args:
+        pool: the images.
+        options: how sets are drawn.
+        tight: leave out what has loose boxes.
+
     Raises:
         ValueError: the pool has no box that a set can be drawn from.
     """
 
-    def __init__(self, pool: ImagePool, options: SetOptions) -> None:
+    def __init__(self, pool: ImagePool, options: SetOptions, tight: bool = False) -> None:
         self.pool, self.options = pool, options
         in_video = {index for sequence in pool.sequences for index in sequence}
         self.targets: list[_Targets] = []
         for index, image in enumerate(pool.images):
-            if index in in_video:
+            if index in in_video or (tight and image.source in pool.loose):
                 continue
             keep = [number for number, box in enumerate(image.boxes) if self._usable(image, box)]
             if keep:
