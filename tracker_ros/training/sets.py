@@ -113,9 +113,11 @@ class SetSampler:
             if keep:
                 weights = np.array([_wholeness(image, image.boxes[number]) for number in keep])
                 self.targets.append(_Targets(image, image.boxes[keep], weights / weights.sum()))
-        self.videos = [
-            kept for sequence in pool.sequences if len(kept := [i for i in sequence if len(pool.images[i].boxes)]) >= 2
-        ]
+        self.videos: list[list[int]] = []
+        for sequence in pool.sequences:
+            kept = [i for i in sequence if len(pool.images[i].boxes)]
+            if len(kept) >= 2 and not (tight and pool.images[kept[0]].source in pool.loose):
+                self.videos.append(kept)
         if not self.targets and not self.videos:
             raise ValueError("no image of the pool has a usable box: check boxes.csv and the limits of SetOptions")
 
