@@ -1,0 +1,509 @@
+"""``tracker_ros demo``: a real ROS 2 graph tracks a target, and what it did is recorded.
+
+Starts an image source, the tracker node and a recorder, each in a process of its own; shows the first image to the
+tracker and calls its service ``init_target`` with the box and the stamp of this image; then lets the images run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import platform
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tracker_ros import __version__
+from tracker_ros.geometry.boxes import Box
+from tracker_ros.trackers import registry
+
+#: Seconds for the nodes to start (importing torch from a cold disk takes most of it), and for the recorder to end.
+START_TIMEOUT = 180.0
+FINISH_TIMEOUT = 120.0
+_PACKAGES = ("numpy", "opencv-contrib-python-headless", "opencv-python-headless", "opencv-python", "torch", "ros-rclpy")
+_PRODUCTS = ("demo.mp4", "sheet.png", "summary.json", "source.json", "first_image.png")
+
+
+class DemoFailed(RuntimeError):
+    """The demo did not work; the message says why."""
+
+
+def parse_box(text: str) -> Box:
+    """``x,y,w,h`` (pixels) as a box.
+
+    Raises:
+        argparse.ArgumentTypeError: it is not four numbers.
+    """
+    try:
+        values = [float(v) for v in re.split(r"[,\s]+", text.strip())]
+    except ValueError:
+        values = []
+    if len(values) != 4 or not all(math.isfinite(v) for v in values):
+        raise argparse.ArgumentTypeError(f"a box is x,y,w,h in pixels (top-left corner and size), got '{text}'")
+    return Box(*values)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``tracker_ros demo``."""
+    parser.add_argument("--video", default="", help="video file, folder of images, or webcam number (none: simulation)")
+    parser.add_argument("--box", type=parse_box, help="x,y,w,h of the target in the first image (none: the true one)")
+    parser.add_argument("--tracker", default="", help="preset (none: dimp18 if its weights are there, else csrt)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--seed", type=int, default=0, help="of the simulated flight")
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for video, contact sheet, summary")
+    parser.add_argument(
+        "--duration", type=float, help="seconds (none: 20, but all of a video)"
+    )
+    parser.add_argument("--rate", type=float, default=0.0, help="images a second (0: as recorded)")
+    parser.add_argument(
+        "--realtime",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="send images on time whether or not the tracker keeps up; otherwise every image waits for its turn",
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the demo is going to do, checked before anything is started.
+
+    Attributes:
+        source: the source's node and module name, ``simulated_camera`` or ``video_source``.
+        parameters: of the source.
+        fps: images a second of the source, as recorded.
+        count: images to come, None where that is not known.
+        box: to start on; None: the source's truth.
+        tracker, device, out: as in the arguments.
+        realtime: whether images are sent on time.
+        metadata: for the summary.
+    """
+
+    source: str
+    parameters: dict[str, Any]
+    fps: float
+    count: int | None
+    box: Box | None
+    tracker: str
+    device: str
+    out: Path
+    realtime: bool
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def default_tracker() -> tuple[str, str]:
+    """The best tracker that can run with what is there, and why it was taken."""
+    try:
+        from tracker_ros.weights import shipped
+
+        if shipped("dimp18").is_file():
+            return "dimp18", "its weights are there"
+        return "csrt", f"there are no weights for dimp18 at {shipped('dimp18')}"
+    except ImportError as error:
+        return "csrt", f"dimp18 can't run here: {error}"
+
+
+def make_plan(args: argparse.Namespace) -> Plan:
+    """Check the arguments and open the source once.
+
+    Raises:
+        DemoFailed: ROS is not there.
+        ValueError: an argument that can't be used.
+    """
+    if importlib.util.find_spec("rclpy") is None:
+        raise DemoFailed("rclpy can't be imported: source a ROS 2 (. /opt/ros/jazzy/setup.bash), or use `make demo`")
+    try:
+        found = importlib.util.find_spec("tracker_ros_interfaces.msg")
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        raise DemoFailed("tracker_ros_interfaces can't be imported: build it with colcon, or use `make demo`")
+    if args.duration is not None and not args.duration > 0:
+        raise ValueError(f"--duration must be positive, got {args.duration:g}")
+    if not 0 <= args.rate <= 1000:
+        raise ValueError(f"--rate must lie in [0, 1000], got {args.rate:g}")
+    tracker, reason = args.tracker, ""
+    if tracker:
+        registry.get(tracker)
+    else:
+        tracker, reason = default_tracker()
+        print(f"tracker {tracker}: {reason}")
+    metadata: dict[str, Any] = {"versions": versions()}
+    parameters: dict[str, Any] = {"rate": args.rate}
+    if args.video:
+        from tracker_ros.ros.clips import open_clip
+
+        clip = open_clip(args.video)
+        try:
+            box = args.box or clip.first_box()
+            if box is None:
+                picture = clip.read(0)
+                hint = ""
+                if picture is not None:
+                    import cv2
+
+                    args.out.mkdir(parents=True, exist_ok=True)
+                    height, width = picture.frame.shape[:2]
+                    if cv2.imwrite(str(args.out / "first_image.png"), picture.frame):
+                        hint = f"; its first image is now in {args.out / 'first_image.png'} ({width}x{height})"
+                raise ValueError(f"'{args.video}' does not say where the target is: give --box x,y,w,h{hint}")
+            duration = 20.0 if clip.live and args.duration is None else args.duration
+            count = clip.length
+            fps, live = clip.fps, clip.live
+        finally:
+            clip.close()
+        if duration is not None:
+            wanted = max(2, math.ceil(duration * fps))
+            count = wanted if count is None else min(count, wanted)
+            parameters["limit"] = count
+        if live:
+            parameters["webcam"] = int(args.video)
+        else:
+            parameters["video"] = str(Path(args.video).expanduser().resolve())
+        source = "video_source"
+        metadata["video"] = args.video
+    else:
+        from tracker_ros.simulation.flight import FlightOptions
+
+        options = FlightOptions(seed=args.seed, duration=args.duration or FlightOptions.duration)
+        parameters |= {"seed": args.seed, "duration": options.duration}
+        fps, count = options.fps, max(2, round(options.duration * options.fps))
+        source, box = "simulated_camera", args.box
+        metadata["seed"] = args.seed
+    return Plan(
+        source=source,
+        parameters=parameters,
+        fps=args.rate or fps,
+        count=count,
+        box=box,
+        tracker=tracker,
+        device=args.device,
+        out=args.out,
+        realtime=args.realtime,
+        metadata=metadata,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the result depends on."""
+    found = {"tracker_ros": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    if os.environ.get("ROS_DISTRO"):
+        found["ros"] = os.environ["ROS_DISTRO"]
+    return found
+
+
+def environment() -> dict[str, str]:
+    """The environment of the processes: images get through, and nobody else hears them. The user's settings stay."""
+    env = dict(os.environ)
+    package = Path(__file__).resolve().parent
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(package.parent), env.get("PYTHONPATH"))))
+    env["PYTHONUNBUFFERED"] = "1"
+    profiles = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+    profile = _config_folder() / "fastdds.xml"
+    if not any(name in env for name in profiles) and profile.is_file():
+        env |= dict.fromkeys(profiles, str(profile))
+    if env.get("ROS_DISTRO") == "humble":
+        env.setdefault("ROS_LOCALHOST_ONLY", "1")
+    else:
+        env.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    if "ROS_DOMAIN_ID" not in env:
+        env["ROS_DOMAIN_ID"] = str(free_domain())
+    return env
+
+
+def free_domain() -> int:
+    """A ROS domain that nobody on this machine uses: the port of its first participant can be bound."""
+    candidates = list(range(1, 101))
+    random.SystemRandom().shuffle(candidates)
+    for domain in candidates:
+        with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe:
+            try:
+                probe.bind(("", 7400 + 250 * domain + 10))
+            except OSError:
+                continue
+            return domain
+    raise DemoFailed("all ROS domains from 1 to 100 are in use: set ROS_DOMAIN_ID to the one to share")
+
+
+def _config_folder() -> Path:
+    source = Path(__file__).resolve().parent.parent / "config"
+    if source.is_dir():
+        return source
+    try:
+        from ament_index_python.packages import get_package_share_directory
+
+        return Path(get_package_share_directory("tracker_ros")) / "config"
+    except (ImportError, LookupError):
+        return source
+
+
+class Process:
+    """A node in a process of its own, with a log file.
+
+    Args:
+        name: of the module in ``tracker_ros.ros``.
+        parameters: ROS parameters.
+        folder: for the log.
+        env: environment.
+    """
+
+    def __init__(self, name: str, parameters: dict[str, Any], folder: Path, env: dict[str, str]) -> None:
+        self.name = name
+        self.log = folder / f"{name}.log"
+        command = [sys.executable, "-m", f"tracker_ros.ros.{name}", "--ros-args"]
+        for key, value in parameters.items():
+            # JSON is YAML: strings stay strings whatever is in them
+            command += ["-p", f"{key}:={json.dumps(value)}"]
+        with self.log.open("wb") as log:
+            # In a session of its own, so that Ctrl-C reaches the demo alone, which then ends things in order.
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True
+            )
+
+    @property
+    def code(self) -> int | None:
+        """The exit code; None while it runs."""
+        return self._process.poll()
+
+    def tail(self, lines: int = 15) -> str:
+        """The end of its log."""
+        text = self.log.read_text(errors="replace").splitlines()[-lines:]
+        return "\n".join(f"    {line}" for line in text) or "    (its log is empty)"
+
+    def signal(self) -> None:
+        """Ask it to end, as Ctrl-C does."""
+        if self.code is None:
+            self._process.send_signal(signal.SIGINT)
+
+    def stop(self, patience: float = 8.0) -> None:
+        """End it: ask, then insist."""
+        self.signal()
+        for insist in (self._process.terminate, self._process.kill):
+            try:
+                self._process.wait(patience)
+                return
+            except subprocess.TimeoutExpired:
+                insist()
+            patience = 3.0
+        self._process.wait()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait for its end; False if it still runs after `timeout` seconds."""
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+
+class Progress:
+    """A progress bar, or a line every few seconds where there is no terminal."""
+
+    def __init__(self, total: int | None) -> None:
+        from tqdm import tqdm
+
+        self._total = total
+        self._bar = tqdm(total=total, unit="image", dynamic_ncols=True) if sys.stderr.isatty() else None
+        self._told = time.monotonic()
+
+    def show(self, done: int, note: str) -> None:
+        """So many images are done; `note` says how it goes."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(max(0, min(done, self._total or done) - self._bar.n))
+        elif time.monotonic() - self._told > 2:
+            self._told = time.monotonic()
+            print(f"  {done}{f'/{self._total}' if self._total else ''} images  {note}", flush=True)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM ends the demo in order, as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def perform(plan: Plan) -> dict[str, Any]:
+    """Carry out the plan; returns the summary.
+
+    Raises:
+        DemoFailed: something did not work; with the end of the log of the process that it is about.
+    """
+    out = plan.out.expanduser().resolve()
+    logs = out / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    for path in (*(out / name for name in _PRODUCTS), *logs.glob("*.log")):
+        path.unlink(missing_ok=True)
+    env = environment()
+    os.environ.update({key: env[key] for key in env if key.startswith(("ROS_", "FASTRTPS_", "FASTDDS_"))})
+    print(f"ROS domain {env['ROS_DOMAIN_ID']}; logs in {logs}")
+    processes: dict[str, Process] = {}
+    try:
+        with _terminated_as_interrupted():
+            for name, parameters in _parameters(plan, out).items():
+                processes[name] = Process(name, parameters, logs, env)
+            _direct(plan, processes)
+    finally:
+        for process in processes.values():
+            process.signal()
+        for process in processes.values():
+            process.stop()
+    return _check_results(out, processes)
+
+
+def _parameters(plan: Plan, out: Path) -> dict[str, dict[str, Any]]:
+    report = str(out / "source.json")
+    return {
+        "tracker_node": {"tracker": plan.tracker, "device": plan.device},
+        "recorder": {
+            "out": str(out),
+            "fps": float(plan.fps),
+            "source_report": report,
+            "metadata": json.dumps(plan.metadata),
+        },
+        plan.source: {
+            **plan.parameters,
+            "start": "paused",
+            "wait_for_tracker": not plan.realtime,
+            "report": report,
+        },
+    }
+
+
+def _direct(plan: Plan, processes: dict[str, Process]) -> None:
+    from tracker_ros.ros.director import DirectionFailed, Director
+
+    source, recorder = processes[plan.source], processes["recorder"]
+    done: set[str] = set()  # processes that may end by now
+
+    def check() -> None:
+        for process in processes.values():
+            if process.code is not None and process.name not in done:
+                raise DemoFailed(f"{process.name} ended with code {process.code}; its last words:\n{process.tail()}")
+
+    try:
+        with Director(check, plan.source) as director:
+            director.wait_until_ready(START_TIMEOUT)
+            stamp = director.first_image()
+            box = plan.box or director.truth(stamp)
+            if box is None:
+                raise DemoFailed("the source does not say where the target is in the first image: give --box x,y,w,h")
+            print(f"init_target: {director.init_target(stamp, box)}")
+            done.add(plan.source)
+            progress = Progress(plan.count)
+            try:
+                director.play()
+                while source.code is None:
+                    director.spin(0.1)
+                    progress.show(*director.progress())
+            except KeyboardInterrupt:
+                print("\nstopping; what was recorded so far is kept", file=sys.stderr)
+                source.stop()
+            finally:
+                progress.close()
+            if source.code:
+                raise DemoFailed(f"{source.name} ended with code {source.code}; its last words:\n{source.tail()}")
+            done.add(recorder.name)
+            director.finish()
+        if not recorder.wait(FINISH_TIMEOUT):
+            raise DemoFailed(f"the recorder is not done after {FINISH_TIMEOUT:g} s; its last words:\n{recorder.tail()}")
+        if recorder.code:
+            raise DemoFailed(f"recorder ended with code {recorder.code}; its last words:\n{recorder.tail()}")
+    except DirectionFailed as error:
+        raise DemoFailed(f"{error}\n  the tracker's last words:\n{processes['tracker_node'].tail()}") from error
+
+
+def _check_results(out: Path, processes: dict[str, Process]) -> dict[str, Any]:
+    for name in ("demo.mp4", "sheet.png", "summary.json"):
+        path = out / name
+        if not path.is_file() or path.stat().st_size == 0:
+            raise DemoFailed(f"there is no {path}; the recorder's last words:\n{processes['recorder'].tail()}")
+    summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    if not any(frame["box"] for frame in summary["frames"]):
+        raise DemoFailed(
+            f"the tracker gave no box for any of {summary['frames_received']} images; its last words:\n"
+            f"{processes['tracker_node'].tail()}"
+        )
+    return summary
+
+
+def describe(summary: dict[str, Any], out: Path) -> str:
+    """A summary in a few lines for people."""
+
+    def show(value: float | None, digits: int) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    sent, received = summary["frames_sent"], summary["frames_received"]
+    share = f" ({100 * min(received, sent) / sent:.1f} %)" if sent else ""
+    where = f" on {summary['device']}" if summary.get("device") else ""
+    lines = [
+        f"{summary['tracker']}{where}: {received} of {sent or '?'} images received{share}, "
+        f"{summary['frames_processed']} processed, {summary['frames_dropped']} dropped",
+        f"from stamp to detection: {show(summary['latency_ms_p50'], 1)} ms median, "
+        f"{show(summary['latency_ms_p99'], 1)} ms 99th percentile; {show(summary['fps'], 1)} results a second",
+    ]
+    if summary["mean_iou"] is not None:
+        lines.append(f"overlap with the truth: mean IoU {summary['mean_iou']:.3f}")
+    for absence in summary["absences"]:
+        lost, regained = absence["lost_after_images"], absence["regained_after_images"]
+        said = "never reported LOST" if lost is None else f"LOST after {lost} images"
+        found = "not found again" if regained is None else f"found again {regained} images after its return"
+        lines.append(f"target away in images {absence['first_image']}-{absence['last_image']}: {said}, {found}")
+    if sent and received < 0.99 * sent:
+        lines.append("fewer than 99 % of the images arrived: is the machine busy, or another Fast DDS profile in use?")
+    lines.append(f"see {out / 'demo.mp4'}, {out / 'sheet.png'} and {out / 'summary.json'}")
+    return "\n".join(lines)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demo; returns 0 if it worked, 1 if not."""
+    plan = make_plan(args)
+    try:
+        summary = perform(plan)
+    except DemoFailed as error:
+        print(f"tracker_ros demo: {error}", file=sys.stderr)
+        return 1
+    print(describe(summary, args.out))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m tracker_ros.demo``."""
+    parser = argparse.ArgumentParser(prog="tracker_ros demo", description=(__doc__ or "").partition("\n")[0])
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

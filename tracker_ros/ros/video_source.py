@@ -1,0 +1,40 @@
+"""An image source that publishes a video file, a folder of images or a webcam. Topics and services: see `source`."""
+
+from __future__ import annotations
+
+import sys
+
+from rclpy.node import Node
+
+from tracker_ros.ros.clips import Clip, InvalidSource, open_clip
+from tracker_ros.ros.parameters import Spec
+from tracker_ros.ros.source import run_source
+
+SPECS = (
+    Spec("video", "", "a video file, a folder of images, or a webcam's number", read_only=True),
+    Spec(
+        "truth", "", "file of true boxes, a row x,y,w,h an image; empty: groundtruth.txt in the folder", read_only=True
+    ),
+)
+
+
+def open_video(node: Node) -> Clip:
+    """The clip that the node's parameters name.
+
+    Raises:
+        InvalidSource: it can't be used.
+    """
+    webcam = int(node.get_parameter("webcam").value)
+    video = str(node.get_parameter("video").value)
+    if webcam >= 0 and video:
+        raise InvalidSource(f"both a video ('{video}') and webcam {webcam} are given: give one of them")
+    return open_clip(video if webcam < 0 else str(webcam), str(node.get_parameter("truth").value))
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node until the video ends or it is told to."""
+    return run_source("video_source", SPECS, open_video, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
