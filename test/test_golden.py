@@ -14,7 +14,7 @@ from tracker_ros import weights
 from tracker_ros.geometry.boxes import Box
 from tracker_ros.networks.dimp import DiMPNet, normalise
 from tracker_ros.networks.filter_optimizer import apply_filter
-from tracker_ros.networks.iou_net import Modulation
+from tracker_ros.networks.iou_net import BoxRefiner, Modulation
 from tracker_ros.trackers.dimp import FLAGS, PRESETS, DiMP, DiMPTarget, RandomDraws, localize
 
 ITERATED = 1e-3  # tolerance after ten optimizer iterations or five box refinements
@@ -83,9 +83,10 @@ def test_dimp_stages(network: str, nets: dict, tmp_path: Path) -> None:
     vectors = Modulation(
         s.tensor("init/iou_modulation3").flatten()[None], s.tensor("init/iou_modulation4").flatten()[None]
     )
+    refine = BoxRefiner(net.iou_net)
     proposals, overlaps, before = s.tensor("f1/init_boxes")[None], [], []
     for _ in range(5):
-        overlap, gradient = net.iou_net.iou_and_gradient(vectors, maps, proposals)
+        overlap, gradient = refine(vectors, maps, proposals)
         overlaps.append(overlap)
         before.append(proposals)
         proposals = proposals + gradient * proposals[..., 2:].repeat(1, 1, 2)

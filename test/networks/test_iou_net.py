@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tracker_ros.networks.inference import prepare
-from tracker_ros.networks.iou_net import IoUFeatures, IoUNet, Modulation
+from tracker_ros.networks.iou_net import BoxRefiner, IoUFeatures, IoUNet, Modulation
 
 
 @pytest.fixture
@@ -36,10 +36,19 @@ def test_closed_form_gradient_agrees_with_autograd(net: IoUNet, folded: bool) ->
     proposals.requires_grad_()
     expected = net(modulation, features, proposals)
     (gradient,) = torch.autograd.grad(expected.sum(), proposals)
-    iou, closed_form = net.iou_and_gradient(modulation, features, proposals.detach())
+    iou, closed_form = BoxRefiner(net)(modulation, features, proposals.detach())
     assert torch.allclose(iou, expected)
     assert torch.allclose(closed_form, gradient)
     assert gradient.abs().max() > 1e-4
+
+
+def test_boxes_that_leave_the_map_have_no_gradient_beyond_it(net: IoUNet) -> None:
+    modulation, features, _ = _inputs(net)
+    boxes = torch.tensor([[[-500.0, 10.0, 40.0, 30.0], [100.0, 900.0, 40.0, 30.0]]] * 2).double().requires_grad_()
+    expected = net(modulation, features, boxes)
+    overlap, gradient = BoxRefiner(net)(modulation, features, boxes.detach())
+    assert torch.allclose(overlap, expected)
+    assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
 def test_folding_batch_norms_changes_nothing(net: IoUNet) -> None:

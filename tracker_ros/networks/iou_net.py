@@ -124,53 +124,77 @@ class IoUNet(nn.Module):
             hidden.append(layer(pooled.flatten(0, 1)))
         return self.predictor(torch.cat(hidden, 1)).reshape(boxes.shape[:2])
 
-    @torch.no_grad()
-    def iou_and_gradient(self, modulation: Modulation, features: IoUFeatures, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicted overlap and its derivative by the box, in closed form (running batch-norm statistics).
 
-        Arguments as in `forward`.
+class BoxRefiner:
+    """IoU of boxes and its gradient in closed form: what box refinement evaluates, a few times a frame.
+
+    Precise RoI pooling is one matrix product with a pooling matrix that has a row a bin, on maps stored cell by cell;
+    the derivative by the box goes through the same matrix. No graph is recorded.
+
+    Args:
+        net: evaluated IoU-Net; its running batch-norm statistics are folded in. Later changes of it are not seen.
+    """
+
+    def __init__(self, net: IoUNet) -> None:
+        self._layers = []
+        hidden = net.predictor.in_features // 2
+        with torch.no_grad():
+            head = net.predictor.weight.reshape(2, hidden)
+            for layer, readout, bins, stride in zip((net.fc8, net.fc16), head, BINS, STRIDES, strict=True):
+                weight, bias = layer.affine()
+                # Rows of the weight follow pooled maps stored bin by bin, channels last.
+                weight = weight.reshape(weight.shape[0], -1, bins * bins).permute(0, 2, 1).flatten(1).contiguous()
+                self._layers.append((weight, bias, readout, bins, stride))
+        self._bias = net.predictor.bias
+
+    @torch.no_grad()
+    def __call__(self, modulation: Modulation, features: IoUFeatures, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Predicted overlap and its derivative by the box.
+
+        Args:
+            modulation: of B targets.
+            features: test maps of B targets, float32.
+            boxes: BxNx4 (x, y, w, h in crop pixels).
 
         Returns:
             The overlap, BxN, and its gradient by (x, y, w, h), BxNx4.
         """
         batch, count = boxes.shape[:2]
-        hidden = self.predictor.in_features // 2
-        iou = self.predictor.bias.expand(batch, count)
+        overlap = self._bias.expand(batch, count)
         gradient = torch.zeros_like(boxes)
-        head = self.predictor.weight.reshape(2, hidden)
-        pairs = zip((self.fc8, self.fc16), head, modulation, features, BINS, STRIDES, strict=True)
-        for layer, readout, vector, maps, bins, stride in pairs:
-            height, width = maps.shape[-2:]
+        for (weight, bias, readout, bins, stride), vector, maps in zip(self._layers, modulation, features, strict=True):
+            channels = maps.shape[1]
             scaled = boxes / stride
             edges_x = bin_edges(scaled[..., 0], scaled[..., 2], bins)
             edges_y = bin_edges(scaled[..., 1], scaled[..., 3], bins)
+            if boxes.device.type == "cpu":  # cells that no box reaches cost time; elsewhere, asking costs more
+                (left, right), (top, bottom) = _reach(edges_x, maps.shape[-1]), _reach(edges_y, maps.shape[-2])
+                maps, edges_x, edges_y = maps[..., top:bottom, left:right], edges_x - left, edges_y - top
+            height, width = maps.shape[-2:]
+            cells = maps.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
             weights_x, weights_y = bin_weights(edges_x, width), bin_weights(edges_y, height)
-            channels = maps.shape[1]
-            flat = maps.reshape(batch, channels * height, width)
-            rows = (flat @ weights_x.reshape(batch, count * bins, width).mT).reshape(
-                batch, channels, height, count, bins
-            )
-            rows = rows.permute(0, 3, 1, 4, 2).contiguous()  # B N C Px H
-            pooled = (rows @ weights_y.unsqueeze(2).mT).mT  # B N C Py Px
-            scale = vector.reshape(batch, 1, channels, 1, 1)
-            weight, bias = layer.affine()
-            before = (pooled * scale).reshape(batch * count, -1) @ weight.mT + bias
-            active = before > 0
-            iou = iou + ((before * active) @ readout).reshape(batch, count)
-            # Back through ReLU, linear layer and modulation to the pooled map ...
-            back = ((active * readout) @ weight).reshape(batch, count, channels, bins, bins) * scale
-            # ... to the weights of both axes ...
-            down = back.permute(0, 1, 3, 2, 4).reshape(batch, count, bins, channels * bins)
-            by_y = down @ rows.reshape(batch, count, channels * bins, height)
-            columns = back.mT @ weights_y.unsqueeze(2)  # B N C Px H
-            columns = columns.permute(0, 1, 3, 2, 4).reshape(batch, count * bins, channels * height)
-            by_x = (columns @ flat).reshape(batch, count, bins, width)
-            # ... to the box.
+            pooling = weights_y[:, :, :, None, :, None] * weights_x[:, :, None, :, None, :]
+            pooled = pooling.reshape(batch, count * bins * bins, height * width) @ cells * vector.unsqueeze(1)
+            before = torch.addmm(bias, pooled.reshape(batch * count, -1), weight.mT)
+            active = (before > 0) * readout
+            overlap = overlap + (before * active).sum(1).reshape(batch, count)
+            # Back through ReLU, linear layer and modulation to the pooling matrix, then to its two factors.
+            back = (active @ weight).reshape(batch, count * bins * bins, channels) * vector.unsqueeze(1)
+            by_pooling = (back @ cells.mT).reshape(pooling.shape)
+            by_x = (by_pooling * weights_y[:, :, :, None, :, None]).sum((2, 4))
+            by_y = (by_pooling * weights_x[:, :, None, :, None, :]).sum((3, 5))
             for axis, (by, edges, weights) in enumerate(((by_x, edges_x, weights_x), (by_y, edges_y, weights_y))):
                 start, length = _box_gradient(by, edges, weights)
                 gradient[..., axis] += start / stride
                 gradient[..., 2 + axis] += length / stride
-        return iou, gradient
+        return overlap, gradient
+
+
+def _reach(edges: Tensor, cells: int) -> tuple[int, int]:
+    """First and one past the last of `cells` cells that bins with these edges read; at least one cell."""
+    low, high = int(edges.min().nan_to_num().floor()), int(edges.max().nan_to_num().ceil()) + 1
+    first = min(max(low, 0), cells - 1)
+    return first, max(min(high, cells), first + 1)
 
 
 def _box_gradient(by_weights: Tensor, edges: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ from tracker_ros.geometry.crops import Window, cut, window
 from tracker_ros.networks.dimp import DIMP18, DIMP50, STRIDE, BackboneFeatures, DiMPConfig, DiMPNet, normalise
 from tracker_ros.networks.filter_optimizer import apply_filter
 from tracker_ros.networks.inference import choose_device, choose_dtype, prepare
-from tracker_ros.networks.iou_net import IoUFeatures, Modulation
+from tracker_ros.networks.iou_net import BoxRefiner, IoUFeatures, Modulation
 from tracker_ros.trackers.base import Estimate, Frame, Tracker, TrackerOptions, TrackState, option
 from tracker_ros.trackers.profile import NULL_TIMER, NullTimer
 from tracker_ros.trackers.state import ConfidenceMonitor, ConfidenceThresholds, Cues
@@ -314,6 +314,7 @@ class DiMP(Tracker[DiMPTarget]):
         self.network = prepare(copy.deepcopy(network), device)
         for module in self.network.convolutions():
             module.to(self._dtype)
+        self._refiner = BoxRefiner(self.network.iou_net)
         self.timer: NullTimer = NULL_TIMER
         self._half_pixel = 0.0 if options.compat == "off" else 0.5
 
@@ -506,10 +507,10 @@ class DiMP(Tracker[DiMPTarget]):
         Returns:
             The mean of the best boxes, Bx4 (NaN where none is left), and its predicted overlap, B in [0, 1].
         """
-        o, net = self.options, self.network.iou_net
+        o = self.options
         if o.refinement_iterations == 0:
             return boxes, torch.full_like(boxes[:, 0], 0.5)
-        maps = IoUFeatures(*(m.float() for m in net.features(*features)))
+        maps = IoUFeatures(*(m.float() for m in self.network.iou_net.features(*features)))
         sizes, corner = boxes[:, None, 2:], boxes[:, None, :2]
         factor = sizes.prod(-1, keepdim=True).sqrt() * boxes.new_tensor(
             [o.proposal_jitter_position] * 2 + [o.proposal_jitter_size] * 2
@@ -519,7 +520,7 @@ class DiMP(Tracker[DiMPTarget]):
         new_centers = corner + sizes / 2 + offset[..., :2]
         proposals = torch.cat([boxes[:, None], torch.cat([new_centers - new_sizes / 2, new_sizes], -1)], 1)
         for _ in range(o.refinement_iterations):
-            overlap, gradient = net.iou_and_gradient(vectors, maps, proposals)
+            overlap, gradient = self._refiner(vectors, maps, proposals)
             proposals = proposals + o.refinement_step * gradient * proposals[..., 2:].repeat(1, 1, 2)
         proposals = torch.cat([proposals[..., :2], proposals[..., 2:].clamp_min(1)], -1)
         ratio = proposals[..., 2] / proposals[..., 3]
