@@ -21,7 +21,7 @@ from tracker_ros import weights
 from tracker_ros.geometry.boxes import pairwise_iou
 from tracker_ros.networks.dimp import DIMP18, DiMPNet, normalise
 from tracker_ros.networks.filter_optimizer import apply_filter
-from tracker_ros.networks.iou_net import BINS, STRIDES, IoUFeatures, IoUNet, Modulation
+from tracker_ros.networks.iou_net import BINS, STRIDES, BoxRefiner, IoUFeatures, IoUNet, Modulation
 from tracker_ros.networks.roi_pooling import bin_edges, bin_weights
 from tracker_ros.training.data import ImagePool
 from tracker_ros.training.distill import (
@@ -421,8 +421,9 @@ def refine(
     middle = boxes[:, None, :2] + boxes[:, None, 2:] / 2 + noise[..., :2] * 0.1 * size
     sides = torch.maximum(boxes[:, None, 2:] + noise[..., 2:] * 0.5 * size, boxes[:, None, 2:].amin(-1, True) / 3)
     current = torch.cat([boxes[:, None], torch.cat([middle - sides / 2, sides], -1)], 1)
+    refiner = BoxRefiner(net.iou_net)
     for _ in range(5):
-        overlap, gradient = net.iou_net.iou_and_gradient(modulation, maps, current)
+        overlap, gradient = refiner(modulation, maps, current)
         current = current + gradient * current[..., 2:].repeat(1, 1, 2)
         current[..., 2:].clamp_(min=1.0)
     best = overlap.topk(3, 1).indices
