@@ -1,11 +1,12 @@
 """How well boxes agree with the truth: the measures of the OTB, LaSOT and GOT-10k benchmarks.
 
 Boxes are Nx4 float64 (x, y, w, h in pixels). Frames without truth (a NaN row: the target is absent) count in none of
-the overlap measures; `lost_decisions` is about them.
+the overlap measures; `state_decisions` is about them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,7 @@ NORMALIZED_THRESHOLDS: Array = np.linspace(0, 0.5, 51)
 
 def overlaps(boxes: Array, truth: Array) -> Array:
     """IoU of matching rows, for the frames with truth only: M values in ``[0, 1]``."""
-    present = ~np.isnan(truth).any(1)
+    present = ~_absent(truth)
     return np.clip(pairwise_iou(boxes[present], truth[present]), 0, 1)
 
 
@@ -37,9 +38,9 @@ def center_errors(boxes: Array, truth: Array, *, normalized: bool = False) -> Ar
         boxes, truth: Nx4.
         normalized: measure x in widths and y in heights of the true box.
     """
-    present = ~np.isnan(truth).any(1)
+    present = ~_absent(truth)
     boxes, truth = boxes[present], truth[present]
-    offset = boxes[:, :2] + boxes[:, 2:] / 2 - truth[:, :2] - truth[:, 2:] / 2
+    offset = (boxes[:, :2] + boxes[:, 2:] / 2) - (truth[:, :2] + truth[:, 2:] / 2)
     if normalized:
         offset = offset / truth[:, 2:]
     return np.hypot(offset[:, 0], offset[:, 1])
@@ -122,53 +123,74 @@ def clip(boxes: Array, size: tuple[int, int]) -> Array:
 
 
 @dataclass(frozen=True)
-class LostDecisions:
-    """How often LOST was said, and was right. The first frame does not count.
+class StateDecisions:
+    """How often the state was true to what happened. The first frame does not count.
 
     Attributes:
         absent: frames without the target.
         lost: frames in which the tracker said LOST.
-        right: frames that are both.
-        hits_called_lost: frames in which it said LOST although its box overlapped the target by more than 0.5.
+        lost_absent: frames that are both.
+        hits: frames in which its box overlapped the target by more than 0.5.
+        lost_hits: of those, the ones in which it said LOST.
+        misses: frames in which its box did not touch the target, or there was none.
+        tracking_misses: of those, the ones in which it said TRACKING.
     """
 
-    absent: int
-    lost: int
-    right: int
-    hits_called_lost: int
+    absent: int = 0
+    lost: int = 0
+    lost_absent: int = 0
+    hits: int = 0
+    lost_hits: int = 0
+    misses: int = 0
+    tracking_misses: int = 0
 
     @property
     def precision(self) -> float:
         """Part of the LOST frames in which the target was absent; NaN if there are none."""
-        return self.right / self.lost if self.lost else float("nan")
+        return _ratio(self.lost_absent, self.lost)
 
     @property
     def recall(self) -> float:
         """Part of the absent frames in which the tracker said LOST; NaN if there are none."""
-        return self.right / self.absent if self.absent else float("nan")
+        return _ratio(self.lost_absent, self.absent)
 
-    def __add__(self, other: LostDecisions) -> LostDecisions:
-        return LostDecisions(
-            self.absent + other.absent,
-            self.lost + other.lost,
-            self.right + other.right,
-            self.hits_called_lost + other.hits_called_lost,
-        )
+    @property
+    def false_alarms(self) -> float:
+        """Part of the hits in which the tracker said LOST; NaN if there are none."""
+        return _ratio(self.lost_hits, self.hits)
+
+    @property
+    def silent_misses(self) -> float:
+        """Part of the misses in which the tracker said TRACKING; NaN if there are none."""
+        return _ratio(self.tracking_misses, self.misses)
+
+    def __add__(self, other: StateDecisions) -> StateDecisions:
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return StateDecisions(*(a + b for a, b in pairs))
 
 
-def lost_decisions(boxes: Array, states: NDArray[np.int64], truth: Array) -> LostDecisions:
-    """Count the LOST decisions of one sequence.
+def state_decisions(boxes: Array, states: NDArray[np.int64], truth: Array) -> StateDecisions:
+    """Compare the states of one sequence with what happened.
 
     Args:
         boxes: Nx4, what the tracker said.
         states: N values of `TrackState`.
         truth: Nx4, NaN rows where the target is absent.
     """
-    absent = np.isnan(truth[1:]).any(1)
-    lost = states[1:] == TrackState.LOST
-    with np.errstate(invalid="ignore"):
-        hit = pairwise_iou(boxes[1:], truth[1:]) > 0.5
-    return LostDecisions(int(absent.sum()), int(lost.sum()), int((absent & lost).sum()), int((hit & lost).sum()))
+    absent = _absent(truth[1:])
+    overlap = np.where(absent, 0.0, pairwise_iou(boxes[1:], np.where(absent[:, None], 0.0, truth[1:])))
+    lost, tracking = states[1:] == TrackState.LOST, states[1:] == TrackState.TRACKING
+    hit, miss = overlap > 0.5, overlap <= 0
+    flags = (absent, lost, absent & lost, hit, hit & lost, miss, miss & tracking)
+    return StateDecisions(*(int(flag.sum()) for flag in flags))
+
+
+def _absent(truth: Array) -> NDArray[np.bool_]:
+    return np.isnan(truth.sum(1))
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
 
 
 def _mean(values: NDArray[np.generic]) -> float:

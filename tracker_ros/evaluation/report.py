@@ -22,7 +22,14 @@ from tracker_ros.evaluation.runs import Track
 MEASURES = ("auc", "precision", "normalized_precision", "op50", "op75")
 #: Measures over the frames of all sequences, as the GOT-10k toolkit pools them.
 POOLED = ("ao", "sr50", "sr75")
+#: How true the states are; see `metrics.StateDecisions`.
+STATES = ("precision", "recall", "false_alarms", "silent_misses")
 CURVES = ("success", "precisions", "normalized_precisions")
+
+_LEGEND = (
+    "LostP, LostR: precision and recall of LOST on frames without the target. LostHit: hits (IoU > 0.5) called LOST.\n"
+    "SilMiss: misses (no overlap, or no target) called TRACKING. skip: frames that the tracker did not look at."
+)
 
 
 def summarize(
@@ -37,9 +44,9 @@ def summarize(
 
     Returns:
         ``sequences``, ``realtime`` and ``trackers``: label -> ``mean`` (`MEASURES` and `CURVES` over sequences),
-        ``pooled`` (`POOLED` over frames), ``lost`` (precision and recall of LOST), ``reliability`` (mean IoU a score
-        bin), ``milliseconds`` and ``skipped`` (part of the frames that were not looked at), and ``sequences`` with
-        the numbers of each.
+        ``pooled`` (`POOLED` over frames), ``states`` (`STATES` and what they count), ``reliability`` (mean IoU a
+        score bin), ``milliseconds`` and ``skipped`` (part of the frames that were not looked at), and ``sequences``
+        with the numbers of each.
     """
     trackers = {label: _summarize(own, sequences) for label, own in tracks.items()}
     return {"sequences": [s.name for s in sequences], "realtime": realtime, "trackers": trackers}
@@ -47,17 +54,17 @@ def summarize(
 
 def _summarize(tracks: Mapping[str, Track], sequences: Sequence[seq.Sequence]) -> dict[str, Any]:
     scores = {s.name: metrics.evaluate(tracks[s.name].boxes, s.truth, tracks[s.name].size) for s in sequences}
-    lost = {s.name: metrics.lost_decisions(tracks[s.name].boxes, tracks[s.name].states, s.truth) for s in sequences}
+    states = {s.name: metrics.state_decisions(tracks[s.name].boxes, tracks[s.name].states, s.truth) for s in sequences}
     # GOT-10k weighs every frame alike; a sequence's part is its frames but the first.
     weights = {name: own.frames - 1 for name, own in scores.items()}
     frames = max(1, sum(weights.values()))
-    total = sum(lost.values(), start=metrics.LostDecisions(0, 0, 0, 0))
+    total = sum(states.values(), start=metrics.StateDecisions())
     seconds = np.concatenate([tracks[s.name].seconds[1:] for s in sequences])
     taken = seconds[~np.isnan(seconds)] * 1e3
     per_sequence = {}
     for name, own in scores.items():
         numbers = {key: getattr(own, key) for key in ("frames", *MEASURES, *POOLED)}
-        per_sequence[name] = {**numbers, "lost": _decisions(lost[name])}
+        per_sequence[name] = {**numbers, "states": _decisions(states[name])}
     return {
         "mean": {
             **{key: float(np.mean([getattr(own, key) for own in scores.values()])) for key in MEASURES},
@@ -67,7 +74,7 @@ def _summarize(tracks: Mapping[str, Track], sequences: Sequence[seq.Sequence]) -
             key: sum(weights[name] * getattr(own, key) for name, own in scores.items() if weights[name]) / frames
             for key in POOLED
         },
-        "lost": _decisions(total),
+        "states": _decisions(total),
         "reliability": reliability(tracks, sequences),
         "milliseconds": {
             "mean": float(taken.mean()) if len(taken) else math.nan,
@@ -80,8 +87,8 @@ def _summarize(tracks: Mapping[str, Track], sequences: Sequence[seq.Sequence]) -
     }
 
 
-def _decisions(lost: metrics.LostDecisions) -> dict[str, float]:
-    return {**dataclasses.asdict(lost), "precision": lost.precision, "recall": lost.recall}
+def _decisions(states: metrics.StateDecisions) -> dict[str, float]:
+    return {**dataclasses.asdict(states), **{key: getattr(states, key) for key in STATES}}
 
 
 def reliability(tracks: Mapping[str, Track], sequences: Sequence[seq.Sequence], bins: int = 10) -> dict[str, Any]:
@@ -108,11 +115,12 @@ def table(report: Mapping[str, Any], *, per_sequence: bool = True) -> str:
     """The report as text: a row a tracker, best AUC first, then the AUC of every sequence."""
     ranked = sorted(report["trackers"].items(), key=lambda item: -item[1]["mean"]["auc"])
     width = max([len("tracker"), *(len(label) for label, _ in ranked)]) + 2
-    heads = ("AUC", "Prec", "NPrec", "OP50", "OP75", "AO", "SR50", "SR75", "LostP", "LostR", "ms p50", "ms p99", "skip")
+    heads = ["AUC", "Prec", "NPrec", "OP50", "OP75", "AO", "SR50", "SR75", "LostP", "LostR", "LostHit", "SilMiss"]
+    heads += ["ms p50", "ms p99", "skip"]
     lines = ["tracker".ljust(width) + "".join(head.rjust(8) for head in heads)]
     for label, own in ranked:
         numbers = [own["mean"][key] for key in MEASURES] + [own["pooled"][key] for key in POOLED]
-        numbers += [own["lost"]["precision"], own["lost"]["recall"]]
+        numbers += [own["states"][key] for key in STATES]
         cells = [_cell(v, 3) for v in numbers]
         cells += [_cell(own["milliseconds"]["p50"], 1), _cell(own["milliseconds"]["p99"], 1), _cell(own["skipped"], 3)]
         lines.append(label.ljust(width) + "".join(cell.rjust(8) for cell in cells))
@@ -126,6 +134,7 @@ def table(report: Mapping[str, Any], *, per_sequence: bool = True) -> str:
         for name, cells in rows.items():
             row = (cell.rjust(column) for cell, column in zip(cells, columns, strict=True))
             lines.append(name.ljust(name_width) + "".join(row))
+    lines += ["", _LEGEND]
     if report["realtime"]:
         lines += ["", f"against the clock: frames came at {report['realtime']:g} Hz"]
     return "\n".join(lines)

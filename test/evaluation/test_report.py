@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tracker_ros.evaluation import report as reports
+from tracker_ros.evaluation.plots import COLOURS, draw_curves, draw_strip
+from tracker_ros.evaluation.runs import Track
+from tracker_ros.evaluation.sequences import Sequence, load_sequence
+
+
+def _track(sequence: Sequence, shift: float = 0.0, score: float = 0.95, state: int = 1) -> Track:
+    """The truth, moved sideways from the second frame on; where there is none, the last box."""
+    boxes = sequence.truth.copy()
+    for i in range(1, len(boxes)):
+        boxes[i] = boxes[i - 1] if np.isnan(boxes[i, 0]) else boxes[i]
+    boxes[1:, 0] += shift
+    count = len(boxes)
+    seconds = np.linspace(0.01, 0.01 * count, count)
+    return Track(boxes, np.full(count, score), np.full(count, state), seconds, (64, 48))
+
+
+@pytest.fixture
+def pair(make_sequence) -> list[Sequence]:
+    short = make_sequence("short", ["10,10,8,8"] * 3)
+    long = make_sequence("long", [*["20,10,8,8"] * 5, "nan,nan,nan,nan"])
+    return [load_sequence(short), load_sequence(long)]
+
+
+@pytest.fixture
+def tracks(pair: list[Sequence]) -> dict[str, dict[str, Track]]:
+    short, long = pair
+    return {
+        "bad": {"short": _track(short, 50, score=0.05), "long": _track(long, 50, score=0.05, state=3)},
+        "good": {"short": _track(short), "long": _track(long)},
+    }
+
+
+def test_means_are_over_sequences_and_pooled_measures_over_frames(pair, tracks) -> None:
+    report = reports.summarize(tracks, pair)
+    assert report["sequences"] == ["short", "long"]
+    good, bad = report["trackers"]["good"], report["trackers"]["bad"]
+    assert good["mean"]["auc"] == pytest.approx(20 / 21)
+    # The first frame's box is right: 1 of 3 frames and 1 of 5.
+    assert bad["mean"]["auc"] == pytest.approx((1 / 3 + 1 / 5) / 2 * 20 / 21)
+    assert bad["mean"]["precision"] == pytest.approx((1 / 3 + 1 / 5) / 2)
+    assert (good["pooled"]["ao"], bad["pooled"]["ao"]) == (1, 0)
+    mixed = reports.summarize({"x": {"short": tracks["good"]["short"], "long": tracks["bad"]["long"]}}, pair)
+    assert mixed["trackers"]["x"]["pooled"]["ao"] == pytest.approx(2 / 6), "2 of the 6 frames with truth are right"
+
+
+def test_states_and_times_are_reported(pair, tracks) -> None:
+    report = reports.summarize(tracks, pair)
+    good, bad = report["trackers"]["good"], report["trackers"]["bad"]
+    assert bad["states"]["recall"] == 1
+    assert bad["states"]["silent_misses"] == pytest.approx(2 / 7)
+    assert good["states"]["recall"] == 0
+    assert math.isnan(good["states"]["precision"])
+    assert good["milliseconds"]["p50"] == pytest.approx(30)
+    assert good["milliseconds"]["init_p50"] == pytest.approx(10)
+    assert good["skipped"] == 0
+
+
+def test_reliability_sorts_frames_by_score(pair, tracks) -> None:
+    report = reports.summarize(tracks, pair)
+    good, bad = (report["trackers"][k]["reliability"] for k in ("good", "bad"))
+    assert good["frames"] == [0] * 9 + [7]
+    assert bad["frames"] == [7] + [0] * 9
+    assert good["iou"][9] == pytest.approx(6 / 7), "the frame without the target counts as overlap 0"
+    assert good["iou"][0] is None
+    assert bad["iou"][0] == 0
+    assert good["score"][0] == 0.05
+
+
+def test_table_ranks_by_auc(pair, tracks) -> None:
+    lines = reports.table(reports.summarize(tracks, pair, realtime=30)).splitlines()
+    assert lines[0].split()[:3] == ["tracker", "AUC", "Prec"]
+    assert lines[1].split()[:2] == ["good", "0.952"]
+    assert lines[2].split()[0] == "bad"
+    assert any(line.split() == ["short", "0.952", "0.317"] for line in lines)
+    assert lines[-1] == "against the clock: frames came at 30 Hz"
+
+
+def test_files_are_written_and_json_has_no_nan(pair, tracks, tmp_path: Path) -> None:
+    report = reports.summarize(tracks, pair)
+    files = reports.write(tmp_path / "out", report, tracks, pair)
+    names = [str(path.relative_to(tmp_path / "out")) for path in files]
+    plots = ["success.png", "precision.png", "normalized_precision.png", "reliability.png"]
+    assert names == ["report.json", "report.txt", *plots, "strips/short.jpg", "strips/long.jpg"]
+    read = json.loads(files[0].read_text(), parse_constant=pytest.fail)
+    assert read["trackers"]["good"]["states"]["precision"] is None
+    assert all(cv2.imread(str(path)) is not None for path in files[2:])
+
+
+def _near(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    return np.abs(picture.astype(int) - colour).max(2) < 40
+
+
+def test_curves_are_drawn_where_they_belong() -> None:
+    x = np.linspace(0, 1, 11)
+    picture = draw_curves("t", "x", "y", {"low": (x, np.full(11, 0.25)), "gap": (x, np.full(11, np.nan))}, (900, 640))
+    assert picture.shape == (640, 900, 3)
+    rows = np.flatnonzero(_near(picture, COLOURS[0])[:, 100:400].any(1))
+    # The axes span rows 50 (y = 1) to 570 (y = 0).
+    assert abs(rows.mean() - (570 - 0.25 * 520)) < 1
+
+
+def test_a_plot_without_curves_is_still_a_plot() -> None:
+    assert draw_curves("nothing", "x", "y", {}).std() > 0
+
+
+def test_strips_show_frames_with_boxes(pair) -> None:
+    short, long = pair
+    strip = draw_strip(long, {"ours": _track(long, shift=3).boxes}, count=3, height=96)
+    assert strip.shape == (24 + 96, 3 * 128 + 2 * 3, 3)
+    assert _near(strip[24:], COLOURS[0]).any()
+    assert _near(strip[24:, :128], (255, 255, 255)).any(), "the truth of the first frame"
+    assert draw_strip(short, {}, count=8).shape[1] > 0

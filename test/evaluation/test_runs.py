@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tracker_ros.evaluation.runs import run_all, track_sequence
+from tracker_ros.evaluation.sequences import Sequence, load_sequence
+from tracker_ros.evaluation.specs import TrackerSpec, parse_specs
+from tracker_ros.geometry.boxes import Box
+from tracker_ros.trackers import registry
+from tracker_ros.trackers.base import Estimate, InvalidOption, Tracker, TrackerOptions, TrackState
+from tracker_ros.trackers.registry import UnknownTracker
+
+
+class Clock:
+    """A clock that only a tracker's work moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Teller(Tracker):
+    """Says the number of the frame that it sees (its grey level) as x, and takes the given time for it."""
+
+    def __init__(self, clock: Clock, init: float = 0.0, step: float = 0.0) -> None:
+        super().__init__("teller", TrackerOptions())
+        self.clock, self.init, self.took = clock, init, step
+        self.seen: list[int] = []
+
+    def start(self, frame, boxes):
+        self.clock.now += self.init
+        self.noise = np.random.rand()
+        return list(boxes)
+
+    def step(self, frame, targets):
+        self.clock.now += self.took
+        self.seen.append(int(frame[0, 0, 0]))
+        box = Box(float(self.seen[-1]), 10, 8, 8)
+        return [Estimate(box, 0.5, TrackState.UNCERTAIN, box) for _ in targets]
+
+
+def _run(sequence: Sequence, realtime: float | None, **took: float):
+    clock = Clock()
+    tracker = Teller(clock, **took)
+    return tracker, track_sequence(tracker, sequence, realtime=realtime, clock=clock)
+
+
+def test_offline_every_frame_has_its_own_answer(ten_frames: Sequence) -> None:
+    tracker, track = _run(ten_frames, None, init=5.0, step=2.0)
+    assert tracker.seen == list(range(1, 10))
+    assert track.boxes[:, 0].tolist() == [10, *range(1, 10)], "the first box is the one that was given"
+    assert track.states.tolist() == [TrackState.TRACKING] + [TrackState.UNCERTAIN] * 9
+    assert track.scores.tolist() == [1.0] + [0.5] * 9
+    assert track.seconds.tolist() == [5.0] + [2.0] * 9
+    assert track.size == (64, 48)
+
+
+def test_a_tracker_as_fast_as_the_camera_loses_nothing(ten_frames: Sequence) -> None:
+    tracker, track = _run(ten_frames, 10.0, step=0.1)
+    assert tracker.seen == list(range(1, 10))
+    assert track.boxes[:, 0].tolist() == [10, *range(1, 10)]
+
+
+def test_a_slow_tracker_skips_frames_and_answers_late(ten_frames: Sequence) -> None:
+    # 2.5 frames for one: frame 1 (at 0.1 s) is answered at 0.35 s, while frame 3 is current; then frame 3 is the
+    # newest and is answered at 0.6 s, which is when frame 6 comes, so it counts on 5; and so on.
+    tracker, track = _run(ten_frames, 10.0, step=0.25)
+    assert tracker.seen == [1, 3, 6, 8]
+    assert track.boxes[:, 0].tolist() == [10, 10, 10, 1, 1, 3, 3, 3, 6, 6]
+    assert np.isnan(track.seconds).tolist() == [i not in (0, 1, 3, 6, 8) for i in range(10)]
+
+
+def test_a_slow_start_holds_the_first_box(ten_frames: Sequence) -> None:
+    tracker, track = _run(ten_frames, 10.0, init=0.42, step=0.01)
+    assert tracker.seen == list(range(4, 10))
+    assert track.boxes[:, 0].tolist() == [10, 10, 10, 10, 4, 5, 6, 7, 8, 9]
+
+
+def test_an_answer_after_the_end_counts_nowhere(ten_frames: Sequence) -> None:
+    tracker, track = _run(ten_frames, 10.0, step=5.0)
+    assert tracker.seen == [1]
+    assert track.boxes[:, 0].tolist() == [10] * 10
+
+
+@pytest.mark.parametrize(("realtime", "step"), [(None, 0.0), (10.0, 0.25), (10.0, 5.0)])
+def test_every_frame_is_reported_once(ten_frames: Sequence, realtime: float | None, step: float) -> None:
+    calls: list[None] = []
+    clock = Clock()
+    track_sequence(
+        Teller(clock, step=step), ten_frames, realtime=realtime, clock=clock, on_frame=lambda: calls.append(None)
+    )
+    assert len(calls) == 10
+
+
+def test_seeds_make_runs_repeat(ten_frames: Sequence) -> None:
+    clock = Clock()
+    tracker = Teller(clock)
+    noises = []
+    for seed in (1, 1, 2):
+        track_sequence(tracker, ten_frames, seed=seed, clock=clock)
+        noises.append(tracker.noise)
+    assert noises[0] == noises[1] != noises[2]
+
+
+@pytest.fixture
+def teller(monkeypatch) -> list[Teller]:
+    """The registry with the teller in it; gives the tellers that were built."""
+    built: list[Teller] = []
+
+    def make(name: str, options: TrackerOptions) -> Teller:
+        built.append(Teller(Clock()))
+        return built[-1]
+
+    entry = registry.Entry("teller", "tells", lambda: (make, TrackerOptions()))
+    monkeypatch.setattr(registry, "DEFAULT", registry.DEFAULT.extended(entry))
+    return built
+
+
+def test_results_are_saved_and_resumed(teller: list[Teller], make_sequence, tmp_path: Path) -> None:
+    sequences = [load_sequence(make_sequence(name, ["10,10,8,8"] * 4)) for name in ("a", "b")]
+    out, specs = tmp_path / "out", [TrackerSpec("teller", "teller", {})]
+    first = run_all(specs, sequences, out=out)
+    saved = json.loads((out / "teller" / "a.json").read_text())
+    assert saved["boxes"] == [[10, 10, 8, 8], [1, 10, 8, 8], [2, 10, 8, 8], [3, 10, 8, 8]]
+    np.testing.assert_array_equal(np.loadtxt(out / "teller" / "b.txt", delimiter=","), saved["boxes"])
+
+    (out / "teller" / "b.json").unlink()
+    frames: list[int] = []
+    again = run_all(specs, sequences, out=out, resume=True, on_frames=lambda label, count: frames.append(count))
+    assert teller[-1].seen[-3:] == [1, 2, 3]
+    assert sum(frames) == 8
+    for name in ("a", "b"):
+        np.testing.assert_array_equal(again["teller"][name].boxes, first["teller"][name].boxes)
+    built = len(teller)
+    run_all(specs, sequences, out=out, resume=True)
+    assert len(teller) == built, "nothing was left to do"
+    run_all([TrackerSpec("teller", "teller", {"heatmap": False})], sequences, out=out, resume=True)
+    assert len(teller) == built + 1, "results of other options are no results"
+
+
+def test_two_processes_give_what_one_gives(make_sequence) -> None:
+    sequences = [load_sequence(make_sequence(name, ["10,10,20,20"] * 5)) for name in ("a", "b")]
+    if not hasattr(cv2, "TrackerKCF_create"):
+        pytest.skip("this OpenCV has no contrib modules; runs with opencv-contrib-python-headless")
+    specs = parse_specs(["kcf"])
+    one, two = run_all(specs, sequences), run_all(specs, sequences, jobs=2)
+    for name in ("a", "b"):
+        np.testing.assert_array_equal(one["kcf"][name].boxes, two["kcf"][name].boxes)
+
+
+def test_specs_take_options_from_the_label_and_from_settings() -> None:
+    plain, other = parse_specs(["kcf", "kcf:good_score=0.7,heatmap=false"], ["search_score=0.9"], device="cpu")
+    assert plain == TrackerSpec("kcf", "kcf", {"device": "cpu", "search_score": 0.9})
+    assert other.options == {"device": "cpu", "search_score": 0.9, "good_score": 0.7, "heatmap": False}
+    assert other.folder == "kcf_good_score=0.7,heatmap=false"
+    csrt, kcf = parse_specs(["csrt", "kcf"], ["csrt.good_score=0.5"])
+    assert (csrt.options, kcf.options) == ({"good_score": 0.5}, {})
+
+
+@pytest.mark.parametrize(
+    ("labels", "settings", "words"),
+    [
+        (["kcf"], ["size=3"], "none of the trackers kcf has the option in 'size=3'"),
+        (["kcf"], ["csrt.good_score=1"], "none of the trackers"),
+        (["kcf"], ["good_score"], "'good_score' is not of the form field=value"),
+        (["kcf"], ["good_score=high"], "'good_score' takes a float, got 'high'"),
+        (["kcf"], ["good_score=2"], r"must lie in \[0.0, 1.0\]"),
+        (["kcf:colour=red"], [], "no option 'colour'"),
+        (["kcf", "kcf"], [], "named twice"),
+    ],
+)
+def test_wrong_specs_are_named(labels: list[str], settings: list[str], words: str) -> None:
+    with pytest.raises(InvalidOption, match=words):
+        parse_specs(labels, settings)
+
+
+def test_unknown_trackers_are_named() -> None:
+    with pytest.raises(UnknownTracker, match="did you mean 'kcf'"):
+        parse_specs(["kfc"])
