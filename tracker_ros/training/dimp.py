@@ -53,7 +53,9 @@ class DiMPOptions(RunOptions):
         backbone_rate: learning rate of stage 3 relative to `rate`; 0 keeps the backbone fixed.
         backbone_from: share of the run after which stage 3 is tuned.
         hold: weight of the teacher's features while stage 3 is tuned.
-        predictor_rate: learning rate of the optimizer's own parameters relative to `rate`.
+        classifier_rate: learning rate of the classifier relative to `rate`; it starts from distilled features, which
+            few boxes must not spoil.
+        predictor_rate: learning rate of the filter optimizer's own parameters relative to `rate`.
         validation: number of held-out sets.
     """
 
@@ -68,9 +70,10 @@ class DiMPOptions(RunOptions):
     iterations: int = 5
     beta: float = 100.0
     box_count: int = 24
-    backbone_rate: float = 0.1
-    backbone_from: float = 0.4
+    backbone_rate: float = 0.05
+    backbone_from: float = 0.65
     hold: float = 0.3
+    classifier_rate: float = 0.2
     predictor_rate: float = 0.5
     validation: int = 64
 
@@ -195,6 +198,8 @@ class DiMPTraining(Run):
             test_frames=options.box_frames - min(2, options.box_frames),
             train_shift=0.6,
             test_shift=0.6,
+            absent=0.0,
+            transplant=0.0,  # a pasted ellipse would teach the wrong outline
         )
         self.sampler, self.box_sampler = SetSampler(pool, layout), SetSampler(pool, near, tight=True)
         self.validation: list[tuple[Batch, Batch]] = []
@@ -214,7 +219,7 @@ class DiMPTraining(Run):
         self.net.backbone.requires_grad_(False)
         classifier = self.net.classifier
         groups: list[tuple[float, list[nn.Parameter]]] = [
-            (1.0, [*classifier.features.parameters(), *classifier.initializer.parameters()]),
+            (options.classifier_rate, [*classifier.features.parameters(), *classifier.initializer.parameters()]),
             (options.predictor_rate, list(classifier.optimizer.parameters())),
             (1.0, list(self.net.iou_net.parameters())),
         ]
