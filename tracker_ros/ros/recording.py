@@ -170,7 +170,7 @@ class Artist:
                 text += f", IoU {iou(entry.box, entry.truth):.2f}"
         spot = (round(8 * unit), picture.shape[0] - round(10 * unit))
         for ink, stroke in (((0, 0, 0), 3), (_TRUTH_COLOUR, 1)):
-            cv2.putText(picture, text, spot, _FONT, max(0.3, 0.45 * unit), ink, stroke, cv2.LINE_AA)
+            cv2.putText(picture, text, spot, _FONT, max(0.3, 0.55 * unit), ink, stroke, cv2.LINE_AA)
 
 
 def _outline(picture: Frame, box: Box, colour: tuple[int, int, int]) -> None:
@@ -280,7 +280,7 @@ def key_moments(entries: Sequence[Entry], count: int) -> list[tuple[int, str]]:
     return sorted(chosen)[:count]
 
 
-def contact_sheet(tiles: Sequence[tuple[Frame, str]], columns: int = 4, width: int = 480) -> Frame:
+def contact_sheet(tiles: Sequence[tuple[Frame, str]], columns: int = 4, width: int = 400) -> Frame:
     """Pictures with a line of text each, side by side, `width` pixels each."""
     drawn = []
     height = max(1, round(width * tiles[0][0].shape[0] / tiles[0][0].shape[1]))

@@ -11,10 +11,9 @@ from tracker_ros.ros.parameters import Spec
 from tracker_ros.ros.source import run_source
 
 SPECS = (
-    Spec("video", "", "a video file, a folder of images, or a webcam's number", read_only=True),
-    Spec(
-        "truth", "", "file of true boxes, a row x,y,w,h an image; empty: groundtruth.txt in the folder", read_only=True
-    ),
+    Spec("video", "", "a video file or a folder of images", read_only=True),
+    Spec("webcam", -1, "number of a webcam to use instead of a video", low=-1, high=1000, read_only=True),
+    Spec("truth", "", "file of true boxes, one row x,y,w,h for each image; empty: the folder's own", read_only=True),
 )
 
 

@@ -1,0 +1,282 @@
+"""The demo as a user runs it: real processes, and the reasons that it gives when it does not work."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tracker_ros import demo
+from tracker_ros.geometry.boxes import Box
+from tracker_ros.simulation import Flight, FlightOptions
+
+ROOT = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("TRACKER_ROS_SHARED", ROOT.parent / "shared"))
+
+
+def lacking() -> str:
+    for name in ("rclpy", "vision_msgs", "tracker_ros_interfaces.msg"):
+        try:
+            if importlib.util.find_spec(name) is None:
+                return name
+        except ModuleNotFoundError:
+            return name
+    return ""
+
+
+needs_ros = pytest.mark.skipif(bool(lacking()), reason=f"needs a ROS 2: {lacking()} can't be imported (`make setup`)")
+
+
+def environment(**changes: str) -> dict[str, str]:
+    keep = {k: v for k, v in os.environ.items() if k != "ROS_DOMAIN_ID" and not k.startswith(("FASTRTPS", "FASTDDS"))}
+    return {**keep, "OMP_NUM_THREADS": "1", **changes}
+
+
+def run_demo(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tracker_ros", "demo", *arguments],
+        cwd=ROOT,
+        env=environment(**changes),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def left_behind(mark: str) -> list[str]:
+    """Command lines of the processes that have `mark` in them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if mark in line and "tracker_ros.ros" in line:
+            found.append(line)
+    return found
+
+
+def check_outputs(out: Path, images: int) -> dict:
+    capture = cv2.VideoCapture(str(out / "demo.mp4"))
+    count, frame = 0, None
+    while True:
+        good, picture = capture.read()
+        if not good:
+            break
+        count, frame = count + 1, picture
+    assert frame is not None
+    assert frame.std() > 10
+    sheet = cv2.imread(str(out / "sheet.png"))
+    assert sheet is not None
+    assert sheet.shape[1] > 1000
+    summary = json.loads((out / "summary.json").read_text())
+    assert count == summary["frames_recorded"]
+    assert summary["frames_sent"] == images
+    assert summary["frames_received"] == summary["frames_processed"] + summary["frames_dropped"]
+    assert summary["frames_received"] <= images
+    stamps = [f["stamp"] for f in summary["frames"]]
+    assert stamps == sorted(set(stamps))
+    return summary
+
+
+@needs_ros
+@pytest.mark.ros
+def test_demo_tracks_the_simulated_flight(tmp_path: Path) -> None:
+    done = run_demo("--tracker", "kcf", "--duration", "6", "--seed", "2", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = check_outputs(tmp_path, 180)
+    assert summary["tracker"] == "kcf"
+    assert summary["seed"] == 2
+    assert summary["device"] == "cpu"
+    assert summary["versions"]["python"] == sys.version.split()[0]
+    assert summary["frames_received"] >= 0.9 * 180
+    assert summary["mean_iou"] > 0.1
+    assert 0 < summary["latency_ms_p50"] <= summary["latency_ms_p99"] < 5000
+    assert summary["fps"] > 1
+    # the truth that travelled is the flight's own, to the sixth digit and at the right image
+    flight = Flight(FlightOptions(seed=2, duration=6))
+    by_index = {f["index"]: f for f in summary["frames"]}
+    for k in (0, 50, 179):
+        if k in by_index:
+            box = flight.truth_at(k).box
+            assert box is not None
+            assert np.allclose(by_index[k]["truth"], box, atol=0.0051)
+    assert "mean IoU" in done.stdout
+    assert not left_behind(str(tmp_path))
+
+
+@needs_ros
+@pytest.mark.ros
+def test_every_image_is_processed_when_they_wait_for_the_tracker(tmp_path: Path) -> None:
+    done = run_demo("--tracker", "csrt", "--duration", "2", "--no-realtime", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = check_outputs(tmp_path, 60)
+    assert summary["frames_processed"] == 60
+    assert summary["frames_dropped"] == 0
+    assert all(f["state"] is not None for f in summary["frames"])
+
+
+@needs_ros
+@pytest.mark.ros
+def test_demo_of_a_folder_of_images_starts_on_its_first_box(tmp_path: Path) -> None:
+    flight = Flight(FlightOptions(seed=5, duration=1, width=320, height=240))
+    clip = tmp_path / "clip"
+    clip.mkdir()
+    rows = []
+    for k, (frame, truth) in enumerate(flight):
+        cv2.imwrite(str(clip / f"{k:03d}.png"), frame)
+        rows.append(",".join(f"{v:.3f}" for v in truth.box) if truth.box else "nan,nan,nan,nan")
+    (clip / "groundtruth.txt").write_text("\n".join(rows))
+    done = run_demo("--video", str(clip), "--tracker", "kcf", "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = check_outputs(tmp_path / "out", 30)
+    assert summary["mean_iou"] > 0.5
+
+
+@needs_ros
+@pytest.mark.ros
+def test_refused_box_is_the_reason_of_the_failure(tmp_path: Path) -> None:
+    done = run_demo("--tracker", "kcf", "--duration", "2", "--box", "9000,10,20,20", "--out", str(tmp_path))
+    assert done.returncode == 1
+    assert "init_target was refused" in done.stderr
+    assert "outside" in done.stderr
+    assert not left_behind(str(tmp_path))
+
+
+@needs_ros
+@pytest.mark.ros
+def test_tracker_that_cannot_be_loaded_is_the_reason_of_the_failure(tmp_path: Path) -> None:
+    done = run_demo(
+        "--tracker", "dimp18", "--duration", "2", "--out", str(tmp_path), TRACKER_ROS_MODELS=str(tmp_path / "none")
+    )
+    assert done.returncode == 1
+    assert "dimp18" in done.stderr
+    assert "the tracker is not configured" in done.stderr
+    assert not left_behind(str(tmp_path))
+
+
+@needs_ros
+@pytest.mark.ros
+def test_process_that_dies_is_named_with_its_log(tmp_path: Path) -> None:
+    def kill_the_recorder() -> None:
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                try:
+                    line = path.read_bytes()
+                except OSError:
+                    continue
+                if b"tracker_ros.ros.recorder" in line and str(tmp_path).encode() in line:
+                    os.kill(int(path.parent.name), 9)
+                    return
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=kill_the_recorder)
+    thread.start()
+    done = run_demo("--tracker", "kcf", "--duration", "20", "--out", str(tmp_path))
+    thread.join()
+    assert done.returncode == 1
+    assert "recorder ended with code -9" in done.stderr
+    assert not left_behind(str(tmp_path))
+
+
+@needs_ros
+def test_video_without_a_box_gets_its_first_image_written(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "1.png"), np.zeros((60, 80, 3), np.uint8))
+    done = run_demo("--video", str(tmp_path), "--tracker", "kcf", "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert "--box" in done.stderr
+    assert "80x60" in done.stderr
+    assert cv2.imread(str(tmp_path / "out" / "first_image.png")).shape == (60, 80, 3)
+
+
+@needs_ros
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--video", "nothing.mp4"), "nothing.mp4"),
+        (("--tracker", "kfc"), "did you mean 'kcf'"),
+        (("--duration", "-1"), "--duration"),
+        (("--rate", "-3"), "--rate"),
+        (("--seed", "-4"), "seed"),
+        (("--box", "1,2,3"), "x,y,w,h"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_once(tmp_path: Path, arguments: tuple[str, ...], complaint: str) -> None:
+    chosen = arguments if "--tracker" in arguments else (*arguments, "--tracker", "kcf")
+    done = run_demo(*chosen, "--out", str(tmp_path))
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert not (tmp_path / "logs").exists()
+
+
+def test_boxes_are_read_from_text() -> None:
+    assert demo.parse_box("1,2.5,30,40") == Box(1, 2.5, 30, 40)
+    assert demo.parse_box(" 1, 2  3 4 ") == Box(1, 2, 3, 4)
+    for text in ("", "1,2,3", "1,2,3,4,5", "a,b,c,d", "1,2,3,nan"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            demo.parse_box(text)
+
+
+def test_free_domain_is_one_that_nobody_uses() -> None:
+    domain = demo.free_domain()
+    assert 1 <= domain <= 100
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("", 7400 + 250 * domain + 10))
+
+
+def test_environment_keeps_the_users_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE", "ROS_DOMAIN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    fresh = demo.environment()
+    assert Path(fresh["FASTRTPS_DEFAULT_PROFILES_FILE"]).is_file()
+    assert 1 <= int(fresh["ROS_DOMAIN_ID"]) <= 100
+    monkeypatch.setenv("FASTDDS_DEFAULT_PROFILES_FILE", "/mine.xml")
+    monkeypatch.setenv("ROS_DOMAIN_ID", "77")
+    kept = demo.environment()
+    assert kept["FASTDDS_DEFAULT_PROFILES_FILE"] == "/mine.xml"
+    assert "FASTRTPS_DEFAULT_PROFILES_FILE" not in kept
+    assert kept["ROS_DOMAIN_ID"] == "77"
+
+
+def test_default_tracker_is_one_that_can_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setenv("TRACKER_ROS_MODELS", str(tmp_path))
+    name, reason = demo.default_tracker()
+    assert name == "csrt"
+    assert str(tmp_path) in reason
+    (tmp_path / "dimp18.safetensors").write_bytes(b"")
+    assert demo.default_tracker()[0] == "dimp18"
+
+
+def test_summary_in_words(tmp_path: Path) -> None:
+    summary = {
+        "tracker": "kcf",
+        "device": "cpu",
+        "frames_sent": 100,
+        "frames_received": 90,
+        "frames_processed": 80,
+        "frames_dropped": 10,
+        "mean_iou": 0.5,
+        "latency_ms_p50": 10.0,
+        "latency_ms_p99": None,
+        "fps": 25.0,
+        "absences": [
+            {"first_image": 5, "last_image": 9, "lost_after_images": 3, "regained_after_images": None},
+        ],
+    }
+    text = demo.describe(summary, tmp_path)
+    assert "kcf on cpu: 90 of 100 images received (90.0 %), 80 processed, 10 dropped" in text
+    assert "fewer than 99 %" in text
+    assert "images 5-9: LOST after 3 images, not found again" in text
