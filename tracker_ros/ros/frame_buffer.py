@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 import threading
 from collections import deque
@@ -145,9 +144,9 @@ def catch_up(count: int, step: Callable[[int], None], budget: float, clock: Call
         step(index)
         visited += 1
         elapsed = clock() - start
-        affordable = max(1.0, (budget - elapsed) * visited / max(elapsed, 1e-9))
+        affordable = max(1, int((budget - elapsed) * visited / max(elapsed, 1e-9) + 1e-6))
         left = count - 1 - index
-        stride = max(1, math.ceil(left / affordable))
+        stride = max(1, round(left / affordable))
     return visited
 
 

@@ -11,6 +11,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import math
+import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -158,8 +159,8 @@ class TrackerNode(LifecycleNode):
             self.get_logger().error(
                 "the node stays unconfigured; correct the parameters, then configure and activate it"
             )
-            return
-        self.trigger_activate()
+        elif self.context.ok():  # Loading takes a while, in which one may think better of it.
+            self.trigger_activate()
 
     @_logged
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -242,6 +243,10 @@ class TrackerNode(LifecycleNode):
         """Stop the worker and destroy the node."""
         self._release()
         super().destroy_node()
+        # rclpy leaves this one, and it holds the node: others would see a dead node until its lease ends.
+        machine = getattr(self, "_state_machine", None)
+        if hasattr(machine, "destroy_when_not_in_use"):
+            machine.destroy_when_not_in_use()
 
     def _quiesce(self) -> None:
         """No more images come in, and none is being worked on any more."""
@@ -657,6 +662,8 @@ def _finish(future: Future) -> None:
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until it is told to end (SIGINT, SIGTERM, shutdown of the context). Returns the exit code."""
+    # rclpy shuts the context down on SIGINT. Python's KeyboardInterrupt besides would hit anywhere, even a destructor.
+    previous = signal.signal(signal.SIGINT, lambda *_: None)
     rclpy.init(args=args)
     node = None
     executor = SingleThreadedExecutor()
@@ -664,7 +671,7 @@ def main(args: list[str] | None = None) -> int:
         node = TrackerNode()
         executor.add_node(node)
         spin(node, executor)
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except ExternalShutdownException:
         pass
     except InvalidParameter as error:
         rclpy.logging.get_logger("tracker").fatal(str(error))
@@ -674,6 +681,7 @@ def main(args: list[str] | None = None) -> int:
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()
+        signal.signal(signal.SIGINT, previous)
     return 0
 
 
@@ -682,7 +690,6 @@ def spin(node: TrackerNode, executor: SingleThreadedExecutor) -> None:
 
     Raises:
         ExternalShutdownException: the context was shut down.
-        KeyboardInterrupt: on SIGINT.
     """
     while node.context.ok():
         try:

@@ -1,0 +1,133 @@
+"""The node as a process of its own, started as a user starts it; images cross between processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="needs a ROS 2 (`make setup` gets one)")
+pytest.importorskip("vision_msgs", reason="needs vision_msgs (`make setup` gets it)")
+pytest.importorskip("tracker_ros_interfaces.msg", reason="needs tracker_ros_interfaces (`make setup` builds it)")
+
+from sensor_msgs.msg import Image
+
+from tracker_ros.geometry.boxes import Box
+from tracker_ros.ros import messages
+from tracker_ros_interfaces.msg import TrackStatus
+
+from .conftest import ROOT
+from .graph import Graph
+
+pytestmark = pytest.mark.ros
+
+PROFILE = ROOT / "config" / "fastdds.xml"
+
+
+@pytest.fixture
+def start_node():
+    """Starts ``python -m tracker_ros.ros.tracker_node`` with parameters; ended after the test."""
+    started = []
+
+    def start(*parameters: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "tracker_ros.ros.tracker_node", "--ros-args"]
+        for parameter in parameters:
+            command += ["-p", parameter]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def output(process: subprocess.Popen) -> str:
+    return process.communicate(timeout=30)[0]
+
+
+@pytest.mark.skipif(
+    not PROFILE.exists() and "FASTRTPS_DEFAULT_PROFILES_FILE" not in os.environ,
+    reason="needs the Fast DDS profile config/fastdds.xml: without it images of this size don't get through",
+)
+def test_images_of_a_camera_arrive_and_the_target_is_followed(graph: Graph, start_node):
+    """640x480 at 30 Hz, best effort, between two processes: at least 99 % arrive, and every one is accounted for."""
+    count, rate = 150, 30
+    rng = np.random.RandomState(0)
+    ground = np.full((480, 640, 3), 80, np.uint8)
+    target = rng.randint(0, 255, (48, 60, 3)).astype(np.uint8)
+
+    def scene(x: int) -> Image:
+        frame = ground.copy()
+        frame[200:248, x : x + 60] = target
+        return messages.image_to_message(frame, "bgr8", graph.header())
+
+    process = start_node("tracker:=kcf")
+    graph.listen("status", "detection")
+    assert graph.until(graph.images.get_subscription_count), output(process)
+    assert graph.until(lambda: graph.client.count_publishers("status") and graph.client.count_publishers("detection"))
+    first = scene(40)
+    sent = [first]
+    graph.images.publish(first)
+    assert graph.until(lambda: graph.status_of(first))
+    assert graph.init(Box(40, 200, 60, 48), stamp=first.header.stamp, target_id="patch").success
+    due = time.monotonic()
+    for k in range(1, count):
+        image = scene(40 + 2 * k)
+        graph.images.publish(image)
+        sent.append(image)
+        due += 1 / rate
+        time.sleep(max(0.0, due - time.monotonic()))
+    assert graph.until(lambda: graph.received["status"][-1].header == sent[-1].header, 5)
+    last = graph.received["status"][-1]
+    assert last.frames_received >= 0.99 * count
+    assert last.frames_received == last.frames_processed + last.frames_dropped
+    assert (last.state, last.target_id, last.tracker) == (TrackStatus.TRACKING, "patch", "kcf")
+    assert graph.received["detection"][-1].bbox.center.position.x == pytest.approx(40 + 2 * (count - 1) + 30, abs=6)
+    headers = {(i.header.stamp.sec, i.header.stamp.nanosec, i.header.frame_id) for i in sent}
+    for message in (*graph.received["status"], *graph.received["detection"]):
+        assert (message.header.stamp.sec, message.header.stamp.nanosec, message.header.frame_id) in headers
+
+    process.send_signal(signal.SIGINT)
+    text = output(process)
+    assert process.returncode == 0, text
+    assert "Traceback" not in text
+    # The node is gone at once, and not only when its lease ends.
+    assert graph.until(lambda: "tracker" not in graph.client.get_node_names(), 5)
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("tracker", ["kcf", "no_such_tracker"])
+def test_signals_end_the_process_cleanly(graph: Graph, start_node, tracker, end):
+    process = start_node(f"tracker:={tracker}")
+    graph.listen("/diagnostics")
+    assert graph.until(lambda: graph.received["/diagnostics"])
+    process.send_signal(end)
+    text = output(process)
+    assert process.returncode == 0, text
+    assert "Traceback" not in text
+    if tracker != "kcf":
+        assert "there is no tracker 'no_such_tracker'" in text
+
+
+@pytest.mark.parametrize(
+    ("parameter", "words"),
+    [
+        ("tracker:=5", "tracker"),
+        ("heatmap.stride:=1000", "heatmap.stride"),
+        ("image_transport:=theora", "must be one of raw, compressed; got 'theora'"),
+    ],
+)
+def test_a_bad_parameter_ends_the_process_with_a_reason(start_node, parameter, words):
+    process = start_node(parameter)
+    text = output(process)
+    assert process.returncode == 2, text
+    assert words in text
+    assert "Traceback" not in text

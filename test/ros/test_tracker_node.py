@@ -1,0 +1,714 @@
+"""The node as its users meet it: real publishers, subscribers and service clients, in a context of their own."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+import weakref
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="needs a ROS 2 (`make setup` gets one)")
+pytest.importorskip("vision_msgs", reason="needs vision_msgs (`make setup` gets it)")
+pytest.importorskip("tracker_ros_interfaces.msg", reason="needs tracker_ros_interfaces (`make setup` builds it)")
+
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticStatus
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from rcl_interfaces.msg import ParameterType
+from sensor_msgs.msg import CompressedImage
+from vision_msgs.msg import Detection2D
+
+from tracker_ros.geometry.boxes import Box
+from tracker_ros.ros import images, messages, overlay
+from tracker_ros.trackers.base import TrackState
+from tracker_ros_interfaces.msg import TrackStatus
+from tracker_ros_interfaces.srv import InitTarget
+
+from .graph import BOX, HEIGHT, WIDTH, Graph
+
+pytestmark = pytest.mark.ros
+
+
+def diagnosis(graph: Graph, words: str, timeout: float = 10.0) -> DiagnosticStatus | None:
+    """The first diagnostic status from now on whose message has `words` in it."""
+    seen = len(graph.received["/diagnostics"])
+
+    def find() -> DiagnosticStatus | None:
+        new = (array.status[0] for array in graph.received["/diagnostics"][seen:])
+        return next((status for status in new if words in status.message), None)
+
+    return graph.until(find, timeout)
+
+
+# ------------------------------------------------------------------------------------------------------------ outputs
+
+
+def test_every_output_carries_the_header_of_its_image(graph):
+    graph.start("detection", "detections", "heatmap", "image_annotated")
+    idle = graph.process()
+    assert graph.status_of(idle).state == TrackStatus.IDLE
+    assert graph.of("detections", idle)[0].detections == []
+    assert len(graph.of("image_annotated", idle)) == 1
+    assert graph.init(target_id="car").success
+    sent = [graph.process(graph.image(grey)) for grey in (10, 60, 200)]
+    for image in sent:
+        (detection,) = graph.of("detection", image)
+        (detections,) = graph.of("detections", image)
+        (heatmap,) = graph.of("heatmap", image)
+        (annotated,) = graph.of("image_annotated", image)
+        status = graph.status_of(image)
+        assert detections.detections == [detection]
+        assert detection.id == detection.results[0].hypothesis.class_id == status.target_id == "car"
+        assert detection.results[0].hypothesis.score == pytest.approx(0.75)
+        assert (status.state, status.tracker, status.frames_since_seen) == (TrackStatus.TRACKING, "puppet", 0)
+        assert 0 < status.latency < 5
+        assert (heatmap.encoding, heatmap.height, heatmap.width) == ("32FC1", HEIGHT // 8, WIDTH // 8)
+        values = np.frombuffer(heatmap.data, np.float32).reshape(heatmap.height, heatmap.width)
+        assert values.max() > 0.9
+        region = messages.box_from_message(status.search_region)
+        assert values[:, : int(region.x / 8) - 1].max() == 0
+        assert (annotated.encoding, annotated.height, annotated.width) == ("bgr8", HEIGHT, WIDTH)
+    # Nothing else was published about the target, and one of each for every processed image.
+    assert len(graph.received["detection"]) == 3
+    assert len(graph.received["detections"]) == len(graph.received["status"]) == 4
+
+
+def test_box_makes_the_round_trip_through_messages(graph):
+    graph.start("detection")
+    graph.process()
+    rng = np.random.RandomState(3)
+    for _ in range(10):
+        w, h = rng.uniform(5, 150, 2)
+        box = Box.from_center(rng.uniform(0, WIDTH), rng.uniform(0, HEIGHT), w, h)
+        assert graph.init(box).success
+        (detection,) = graph.of("detection", graph.process())
+        assert abs(detection.bbox.center.position.x - box.center[0]) < 1e-6
+        assert abs(detection.bbox.center.position.y - box.center[1]) < 1e-6
+        assert abs(detection.bbox.size_x - box.w) < 1e-6
+        assert abs(detection.bbox.size_y - box.h) < 1e-6
+        assert detection.bbox.center.theta == 0
+
+
+def test_detections_are_empty_while_the_target_is_lost(graph):
+    graph.start("detection", "detections", "/diagnostics")
+    graph.process()
+    assert graph.init().success
+    for state, count, since in [("UNCERTAIN", 1, 1), ("LOST", 0, 2), ("LOST", 0, 3), ("TRACKING", 1, 0)]:
+        graph.puppet.state, graph.puppet.score = TrackState[state], 0.125
+        image = graph.process()
+        status = graph.status_of(image)
+        assert (status.state, status.frames_since_seen) == (TrackState[state], since)
+        assert len(graph.of("detections", image)[0].detections) == count
+        (detection,) = graph.of("detection", image)
+        assert detection.results[0].hypothesis.score == 0.125
+        if since == 3:
+            with graph.camera(make=lambda: graph.image()):
+                assert diagnosis(graph, "LOST").level == DiagnosticStatus.WARN
+
+
+def test_pictures_are_built_only_while_someone_looks(graph, monkeypatch):
+    drawn = []
+    draw = overlay.draw
+    monkeypatch.setattr(overlay, "draw", lambda *a, **k: drawn.append(1) or draw(*a, **k))
+    graph.start()
+    graph.process()
+    assert graph.init().success
+    graph.process()
+    assert drawn == []
+    graph.listen("image_annotated")
+    assert graph.until(lambda: graph.node.count_subscribers("image_annotated"))
+    assert graph.of("image_annotated", graph.process())
+    assert drawn
+
+
+def test_compressed_images(graph):
+    graph.start("detection", image_transport="compressed")
+    assert graph.images.get_subscription_count() == 0
+
+    def message(data: bytes) -> CompressedImage:
+        return CompressedImage(header=graph.header(), format="bgr8; jpeg compressed bgr8", data=data)
+
+    jpeg = cv2.imencode(".jpg", np.full((HEIGHT, WIDTH, 3), 90, np.uint8))[1].tobytes()
+    before = message(jpeg)
+    graph.compressed.publish(before)
+    assert graph.until(lambda: graph.status_of(before))
+    assert graph.init().success
+    good, bad, again = message(jpeg), message(jpeg[:-30]), message(jpeg)
+    for image, processed in ((good, True), (bad, False), (again, True)):
+        graph.compressed.publish(image)
+        if processed:
+            assert graph.until(lambda image=image: graph.status_of(image))
+            assert len(graph.of("detection", image)) == 1
+        else:
+            assert graph.until(lambda: graph.node_sequence() == 3)
+            time.sleep(0.1)  # Or else the next image may replace it.
+    assert graph.status_of(bad) is None
+    last = graph.status_of(again)
+    assert (last.frames_received, last.frames_processed, last.frames_dropped) == (4, 3, 1)
+    assert abs(graph.puppet.seen[-1] - 90) < 2
+
+
+# ------------------------------------------------------------------------------------------------- what goes wrong
+
+
+def test_malformed_images_in_mid_stream_are_skipped_and_reported(graph):
+    graph.start("detection", "/diagnostics")
+    graph.process()
+    assert graph.init().success
+    graph.process()
+
+    def broken(**fields):
+        image = graph.image()
+        for name, value in fields.items():
+            setattr(image, name, value)
+        return image
+
+    bad = [
+        broken(encoding="64FC9"),
+        broken(data=b"123"),
+        broken(width=0),
+        broken(step=5),
+        broken(encoding="yuv422", width=319),
+        broken(height=2**31),
+    ]
+    for k, image in enumerate(bad, 1):
+        graph.publish(image)
+        assert graph.until(lambda k=k: graph.node._worker.mailbox.counts.dropped == k)
+    after = graph.process()
+    assert len(graph.of("detection", after)) == 1
+    status = graph.status_of(after)
+    assert (status.state, status.frames_dropped, status.frames_processed) == (TrackStatus.TRACKING, len(bad), 3)
+    assert all(graph.status_of(image) is None for image in bad)
+    report = diagnosis(graph, "can't be decoded")
+    assert report.level == DiagnosticStatus.ERROR
+    assert "height" in report.message or "2147483648" in report.message
+
+
+def test_an_unusable_camera_is_reported_before_there_is_a_target(graph):
+    graph.start("/diagnostics")
+    image = graph.image()
+    image.encoding = "64FC9"
+    graph.publish(image)
+    assert diagnosis(graph, "'64FC9' can't be decoded").level == DiagnosticStatus.ERROR
+    answer = graph.init()
+    assert not answer.success
+    assert "64FC9" in answer.message
+
+
+def test_a_tracker_that_fails_on_a_frame_ends_neither_node_nor_track(graph):
+    graph.start("detection", "detections", "/diagnostics")
+    graph.process()
+    assert graph.init().success
+    graph.process()
+    graph.puppet.fails = True
+    failed = graph.process()
+    status = graph.status_of(failed)
+    assert (status.state, status.score, status.frames_since_seen) == (TrackStatus.UNCERTAIN, 0, 1)
+    assert (status.frames_received, status.frames_processed, status.frames_dropped) == (3, 2, 1)
+    assert graph.of("detections", failed)[0].detections == []
+    report = diagnosis(graph, "the puppet was told to fail")
+    assert report.level == DiagnosticStatus.ERROR
+    graph.puppet.fails = False
+    good = graph.process()
+    assert graph.status_of(good).state == TrackStatus.TRACKING
+    assert [d.header for d in graph.received["detection"]].count(failed.header) == 0
+    assert len(graph.of("detection", good)) == 1
+
+
+def test_images_that_change_their_size(graph):
+    graph.start("detection", "heatmap")
+    graph.process()
+    assert graph.init(Box(100, 60, 50, 40)).success
+    big = graph.process(graph.image(width=640, height=480))
+    (detection,) = graph.of("detection", big)
+    assert messages.box_from_message(detection.bbox) == pytest.approx((200, 120, 100, 80))
+    assert graph.of("heatmap", big)[0].width == 80
+    (detection,) = graph.of("detection", graph.process())
+    assert messages.box_from_message(detection.bbox) == pytest.approx((100, 60, 50, 40))
+
+
+def test_time_that_goes_back(graph):
+    graph.start("detection")
+    late = graph.process()
+    assert graph.init().success
+    early = graph.image()
+    early.header.stamp.sec -= 1000
+    graph.process(early)
+    assert len(graph.of("detection", early)) == 1
+    assert graph.status_of(early).latency == pytest.approx(1000, abs=20)
+    answer = graph.init(stamp=late.header.stamp)
+    assert not answer.success
+    assert "no image has the stamp" in answer.message
+    assert graph.init(stamp=early.header.stamp).success
+
+
+def test_an_image_without_a_stamp_has_no_latency(graph):
+    graph.start()
+    image = graph.image()
+    image.header.stamp = Time()
+    graph.process(image)
+    assert math.isnan(graph.status_of(image).latency)
+
+
+# ---------------------------------------------------------------------------------------------------- real time
+
+
+def test_a_slow_tracker_never_lags_and_every_image_is_accounted_for(graph):
+    inference, period = 0.15, 1 / 30
+    graph.start("detection")
+    graph.puppet.seconds = inference
+    with graph.camera(1 / period) as sent:
+        assert graph.until(lambda: len(graph.received["status"]) > 3)
+        assert graph.init().success
+        start, began = len(graph.received["status"]), time.monotonic()
+        time.sleep(4.0)
+        elapsed = time.monotonic() - began
+        statuses = graph.received["status"][start + 1 :]
+    assert graph.until(lambda: graph.received["status"][-1].header == sent[-1].header), "the last image was not taken"
+    latencies = sorted(status.latency for status in statuses)
+    # A busy machine may stall a frame now and then, but a node that lags would be late by more and more.
+    assert latencies[len(latencies) // 2] < 2 * period + inference
+    assert latencies[int(0.9 * len(latencies))] < 2 * period + 2 * inference
+    assert 0.4 < len(statuses) * inference / elapsed <= 1.1
+    for status in graph.received["status"]:
+        assert 0 <= status.frames_received - status.frames_processed - status.frames_dropped <= 1
+    last = graph.received["status"][-1]
+    assert last.frames_received == last.frames_processed + last.frames_dropped
+    assert last.frames_received >= 0.99 * len(sent)
+    assert last.frames_dropped > last.frames_processed
+
+
+def test_a_service_answers_in_time_although_the_tracker_is_stuck(graph):
+    graph.start("detection", service_timeout=0.5)
+    graph.process()
+    assert graph.init(target_id="first").success
+    graph.puppet.hold.clear()
+    graph.publish()
+    assert graph.until(lambda: graph.node._worker.mailbox.counts.pending == 1)
+    with graph.camera() as sent:
+        before = graph.node_sequence()
+        began = time.monotonic()
+        answers = [graph.call_later(InitTarget, "init_target", bbox=messages.box_to_message(BOX)) for _ in range(3)]
+        assert graph.until(lambda: all(answer.done() for answer in answers))
+        assert 0.4 < time.monotonic() - began < 5
+        answer = graph.stop()
+        assert graph.until(lambda: len(sent) > 20)
+    for reply in (*(a.result() for a in answers), answer):
+        assert not reply.success
+        assert "still busy with an image after 0.5 s; the request was withdrawn" in reply.message
+    # Images went on coming in while services were waiting.
+    assert graph.node_sequence() - before > 10
+    graph.puppet.hold.set()
+    image = graph.process()
+    assert graph.status_of(image).target_id == "first"
+    assert graph.puppet.starts == 1
+
+
+def test_tracking_can_be_paused(graph):
+    graph.start("detections")
+    graph.process()
+    assert graph.init(target_id="car").success
+    graph.process()
+    assert graph.pause(True).success
+    published = len(graph.received["detections"])
+    for _ in range(3):
+        graph.publish()
+    answer = graph.init()
+    assert not answer.success
+    assert "paused" in answer.message
+    assert "pause_tracking" in answer.message
+    time.sleep(0.3)
+    assert len(graph.received["detections"]) == published
+    assert graph.pause(False).success
+    image = graph.process()
+    status = graph.status_of(image)
+    assert (status.state, status.target_id) == (TrackStatus.TRACKING, "car")
+    assert graph.until(lambda: graph.node._worker.mailbox.counts.pending == 0)
+    counts = graph.node._worker.mailbox.counts
+    assert counts.received == counts.processed + counts.dropped
+
+
+def test_tracking_can_be_stopped(graph):
+    graph.start("detection", "detections")
+    graph.process()
+    assert graph.stop().message == "there was no target"
+    assert graph.init(target_id="car").success
+    graph.process()
+    assert graph.stop().message == "stopped tracking 'car'"
+    seen = len(graph.received["detection"])
+    image = graph.process()
+    status = graph.status_of(image)
+    assert (status.state, status.target_id) == (TrackStatus.IDLE, "")
+    assert graph.of("detections", image)[0].detections == []
+    assert len(graph.received["detection"]) == seen
+
+
+# ------------------------------------------------------------------------------------------------- starting a track
+
+
+def test_starts_on_the_stamped_image_and_catches_up(graph):
+    graph.start("detection")
+    sent = [graph.process(graph.image(grey)) for grey in range(0, 200, 20)]
+    answer = graph.init(stamp=sent[3].header.stamp, target_id="car")
+    assert answer.success
+    assert "caught up over 6 of 6 later images" in answer.message
+    assert graph.puppet.seen == pytest.approx([60, 80, 100, 120, 140, 160, 180])
+    assert graph.received["detection"] == []
+    image = graph.process(graph.image(250))
+    assert graph.puppet.seen[-1] == 250
+    assert len(graph.of("detection", image)) == 1
+    # Catching up counts no image twice.
+    status = graph.status_of(image)
+    assert (status.frames_received, status.frames_processed, status.frames_dropped) == (11, 11, 0)
+
+
+def test_catching_up_with_a_slow_tracker_skips_images(graph):
+    graph.start(catch_up_seconds=0.3, buffer_seconds=10.0)
+    sent = [graph.process(graph.image(grey)) for grey in range(0, 240, 8)]
+    graph.puppet.seconds = 0.1
+    began = time.monotonic()
+    assert graph.init(stamp=sent[0].header.stamp).success
+    assert time.monotonic() - began < 3
+    seen = graph.puppet.seen
+    assert seen[0] == 0
+    assert seen[-1] == 232
+    assert seen == sorted(seen)
+    assert len(seen) < 8
+
+
+def test_no_stamp_means_the_newest_image(graph):
+    graph.start()
+    for grey in (10, 20, 30):
+        graph.process(graph.image(grey))
+    assert graph.init().target_id == "target"
+    assert graph.puppet.seen == [30]
+
+
+def test_a_request_may_overtake_its_image(graph):
+    graph.start()
+    graph.process()
+    time.sleep(0.1)
+    image = graph.image(77)
+    answer = graph.call_later(
+        InitTarget, "init_target", header=image.header, bbox=messages.box_to_message(BOX), target_id="car"
+    )
+    time.sleep(0.1)
+    assert not answer.done()
+    graph.images.publish(image)
+    assert graph.until(answer.done)
+    assert answer.result().success
+    assert graph.puppet.seen[0] == 77
+
+
+def test_a_box_on_the_topic_starts_a_track_too(graph):
+    graph.start("detection")
+    graph.process()
+    image = graph.process()
+    assert graph.until(graph.boxes.get_subscription_count)
+    graph.boxes.publish(Detection2D(header=image.header, bbox=messages.box_to_message(Box(1, 1, 2, 2))))
+    graph.boxes.publish(Detection2D(header=image.header, bbox=messages.box_to_message(BOX), id="from_gui"))
+    assert graph.until(lambda: graph.puppet.starts)
+    (detection,) = graph.of("detection", graph.process())
+    assert detection.id == "from_gui"
+
+
+REFUSED_BOXES = {
+    "outside the image": Box(1000, 1000, 50, 40),
+    "NaN": Box(math.nan, 10, 50, 40),
+    "infinite": Box(10, 10, math.inf, 40),
+    "zero": Box(10, 10, 0, 40),
+    "negative": Box(10, 10, 50, -40),
+    "at least 4 px": Box(10, 10, 3.5, 40),
+    "larger than the image": Box(-10, 10, WIDTH + 1, 40),
+}
+
+
+def test_boxes_that_no_track_can_start_on_are_refused_and_the_running_track_goes_on(graph):
+    graph.start("detection")
+    graph.process()
+    assert graph.init(target_id="car").success
+    for words, box in REFUSED_BOXES.items():
+        answer = graph.init(box, target_id="bike")
+        assert not answer.success
+        assert words in answer.message
+        assert answer.target_id == ""
+    answer = graph.init(theta=0.5)
+    assert not answer.success
+    assert "rotated" in answer.message
+    image = graph.process()
+    assert graph.of("detection", image)[0].id == "car"
+    assert graph.puppet.starts == 1
+
+
+def test_a_box_is_refused_while_there_is_no_image(graph):
+    graph.start()
+    time.sleep(0.2)
+    answer = graph.init()
+    assert not answer.success
+    assert "no image has arrived on /image_raw in the " in answer.message
+    assert "1 publish there" in answer.message
+
+
+def test_a_stamp_too_old_for_the_buffer_is_refused(graph):
+    graph.start(buffer_seconds=0.2)
+    old = graph.process()
+    time.sleep(0.4)
+    graph.process()
+    answer = graph.init(stamp=old.header.stamp)
+    assert not answer.success
+    assert "too old" in answer.message
+    assert "buffer_seconds (0.2)" in answer.message
+    future = graph.header().stamp
+    future.sec += 100
+    answer = graph.init(stamp=future)
+    assert not answer.success
+    assert "yet" in answer.message
+
+
+def test_a_tracker_that_cannot_start_is_an_answer(graph, monkeypatch):
+    graph.start()
+    graph.process()
+
+    def start(frame, boxes):
+        raise MemoryError("no room for the filter")
+
+    monkeypatch.setattr(graph.node._session.tracker, "start", start)
+    answer = graph.init()
+    assert not answer.success
+    assert "no room for the filter" in answer.message
+    assert graph.status_of(graph.process()).state == TrackStatus.IDLE
+
+
+# ---------------------------------------------------------------------------------------------------------- lifecycle
+
+
+def test_lifecycle_from_start_to_end(graph):
+    node = graph.start(active=False, autostart=False)
+    assert graph.state() == "unconfigured"
+    answer = graph.init()
+    assert not answer.success
+    assert "not active" in answer.message
+
+    assert graph.change_state(Transition.TRANSITION_CONFIGURE)
+    assert graph.state() == "inactive"
+    assert graph.images.get_subscription_count() == 0
+    assert "not active" in graph.stop().message
+
+    assert graph.change_state(Transition.TRANSITION_ACTIVATE)
+    assert graph.until(graph.images.get_subscription_count)
+    assert graph.until(lambda: node.count_subscribers("status"))
+    graph.process()
+    assert graph.init(target_id="car").success
+
+    assert graph.change_state(Transition.TRANSITION_DEACTIVATE)
+    assert graph.until(lambda: graph.images.get_subscription_count() == 0)
+    assert "not active" in graph.pause(True).message
+    assert graph.change_state(Transition.TRANSITION_ACTIVATE)
+    assert graph.until(graph.images.get_subscription_count)
+    assert not graph.init().success, "images from before must be forgotten"
+    status = graph.status_of(graph.process())
+    assert (status.target_id, status.frames_received) == ("car", 1)
+
+    tracker = weakref.ref(node._session.tracker)
+    assert graph.change_state(Transition.TRANSITION_DEACTIVATE)
+    assert graph.change_state(Transition.TRANSITION_CLEANUP)
+    assert graph.state() == "unconfigured"
+    gc.collect()
+    assert tracker() is None, "cleanup must free the tracker"
+
+    assert graph.change_state(Transition.TRANSITION_CONFIGURE)
+    assert graph.change_state(Transition.TRANSITION_ACTIVATE)
+    assert graph.change_state(Transition.TRANSITION_ACTIVE_SHUTDOWN)
+    assert graph.state() == "finalized"
+
+
+def test_an_impossible_transition_does_not_end_the_node(graph):
+    graph.start()
+    transition = Transition(id=Transition.TRANSITION_CONFIGURE)
+    graph.call_later(ChangeState, "tracker/change_state", transition=transition)
+    time.sleep(0.2)
+    assert graph.state() == "active"
+    assert graph.status_of(graph.process())
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"tracker": "pupet"}, "there is no tracker 'pupet'; did you mean 'puppet'?"),
+        ({"weights": "missing.safetensors"}, "weights file missing.safetensors is not there"),
+        ({"tracker": "nano"}, "nano"),
+        ({"update": "sometimes"}, "update"),
+        ({"tracker": "kcf", "update": "often"}, "'kcf' has no update policy"),
+    ],
+)
+def test_configure_fails_with_a_reason_and_can_be_tried_again(graph, parameters, words):
+    graph.start("/diagnostics", active=False, **parameters)
+    report = diagnosis(graph, "not configured")
+    assert report.level == DiagnosticStatus.ERROR
+    assert words in report.message
+    assert graph.state() == "unconfigured"
+    answer = graph.init()
+    assert not answer.success
+    assert "not active" in answer.message
+    assert words in answer.message
+    # Corrected in one go; then the node can be configured and used.
+    assert graph.set_atomically(tracker="puppet", weights="", update="").successful
+    assert graph.change_state(Transition.TRANSITION_CONFIGURE)
+    assert graph.change_state(Transition.TRANSITION_ACTIVATE)
+    assert graph.state() == "active"
+
+
+# --------------------------------------------------------------------------------------------------------- parameters
+
+
+def test_parameters_are_described(graph):
+    graph.start()
+    node = ("tracker device weights update image_transport reliability autostart buffer_seconds buffer_megabytes "
+            "catch_up_seconds service_timeout heatmap.stride").split()  # fmt: skip
+    names = [*node, "puppet.gain", "puppet.mode", "puppet.count"]
+    described = {d.name: d for d in graph.describe(*names)}
+    assert set(described) == set(names)
+    assert all(d.description for d in described.values())
+    assert {name for name, d in described.items() if d.read_only} == {"image_transport", "reliability", "autostart"}
+    stride = described["heatmap.stride"].integer_range[0]
+    assert (stride.from_value, stride.to_value) == (1, 64)
+    gain = described["puppet.gain"].floating_point_range[0]
+    assert (gain.from_value, gain.to_value) == (0, 2)
+    assert described["puppet.count"].type == ParameterType.PARAMETER_INTEGER
+    assert described["puppet.mode"].additional_constraints == "one of: calm, wild"
+    assert graph.get("puppet.gain") == 1.0
+
+
+def test_bad_values_are_refused_with_a_reason_and_change_nothing(graph):
+    graph.start("detection")
+    graph.process()
+    assert graph.init(target_id="car").success
+    for values, words in [
+        ({"tracker": "pupet"}, "did you mean 'puppet'"),
+        ({"tracker": 5}, "type"),
+        ({"weights": "missing.safetensors"}, "missing.safetensors is not there"),
+        ({"update": "sometimes"}, "update"),
+        ({"heatmap__stride": 0}, "heatmap.stride"),
+        ({"buffer_seconds": -1.0}, "buffer_seconds"),
+        ({"image_transport": "compressed"}, "read-only"),
+        ({"puppet__gain": 3.0}, "puppet.gain"),
+        ({"puppet__gain": math.nan}, "gain"),
+        ({"puppet__mode": "sleepy"}, "calm, wild"),
+        ({"puppet__count": 100}, "puppet.count"),
+        ({"no_such_parameter": 1}, "declared"),
+    ]:
+        (result,) = graph.set(**values)
+        assert not result.successful, values
+        assert words in result.reason, (values, result.reason)
+    assert (graph.get("tracker"), graph.get("weights"), graph.get("puppet.gain")) == ("puppet", "", 1.0)
+    image = graph.process()
+    assert graph.of("detection", image)[0].id == "car"
+    assert graph.puppet.starts == 1
+
+
+def test_settings_take_effect_while_running(graph):
+    graph.start("heatmap")
+    graph.process()
+    assert graph.init().success
+    assert graph.of("heatmap", graph.process())[0].width == WIDTH // 8
+    assert graph.set(heatmap__stride=4)[0].successful
+    assert graph.of("heatmap", graph.process())[0].width == WIDTH // 4
+    assert graph.puppet.starts == 1, "nothing about the tracker changed, so the track must not start anew"
+
+
+def test_the_tracker_can_be_switched_while_it_tracks(graph):
+    graph.start("detection")
+    graph.process(graph.image(10))
+    assert graph.init(target_id="car").success
+    graph.process(graph.image(50))
+    assert graph.set(tracker="puppet2")[0].successful
+    # It starts on the image that its box was found in.
+    assert graph.until(lambda: graph.puppet.starts == 2)
+    assert graph.puppet.seen == [10, 50, 50]
+    image = graph.process()
+    (detection,) = graph.of("detection", image)
+    assert detection.id == "car"
+    assert messages.box_from_message(detection.bbox) == pytest.approx(BOX)
+    assert graph.status_of(image).tracker == "puppet2"
+    # An option of the tracker in use rebuilds it, one of another tracker does not.
+    assert graph.set(puppet2__gain=0.5)[0].successful
+    assert graph.until(lambda: graph.puppet.starts == 3)
+    assert graph.set(puppet__gain=0.5)[0].successful
+    assert graph.node._session.tracker.options.gain == 0.5
+    # A target that is LOST has no box to hand over.
+    graph.puppet.state = TrackState.LOST
+    graph.process()
+    assert graph.set(update="often")[0].successful
+    assert graph.until(lambda: graph.node._session.tracker.options.update == "often")
+    assert graph.status_of(graph.process()).state == TrackStatus.IDLE
+    assert graph.puppet.starts == 3
+
+
+def test_switching_between_real_trackers_keeps_the_target(graph):
+    rng = np.random.RandomState(1)
+    target = rng.randint(0, 255, (40, 48, 3)).astype(np.uint8)
+
+    def scene(x: int):
+        frame = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
+        frame[100:140, x : x + 48] = target
+        return messages.image_to_message(frame, "bgr8", graph.header())
+
+    graph.start("detection", tracker="kcf")
+    graph.process(scene(60))
+    assert graph.init(Box(60, 100, 48, 40)).success
+    for x in range(62, 110, 2):
+        image = graph.process(scene(x))
+        status = graph.status_of(image)
+        assert status.state == TrackStatus.TRACKING
+        assert graph.of("detection", image)[0].bbox.center.position.x == pytest.approx(x + 24, abs=4)
+        if x == 84:
+            assert status.tracker == "kcf"
+            assert graph.set(tracker="csrt")[0].successful
+    assert status.tracker == "csrt"
+
+
+# -------------------------------------------------------------------------------------------------------- diagnostics
+
+
+def test_diagnostics_tell_rates_counts_and_memory(graph):
+    graph.start("/diagnostics")
+    with graph.camera(20):
+        assert graph.until(lambda: len(graph.received["status"]) > 2)
+        assert graph.init().success
+        time.sleep(1.0)
+        status = diagnosis(graph, "TRACKING")
+    assert status.level == DiagnosticStatus.OK
+    assert status.name == "tracker: tracking"
+    values = {pair.key: pair.value for pair in status.values}
+    assert 5 < float(values["input rate (Hz)"]) < 30
+    assert 5 < float(values["processed rate (Hz)"]) < 30
+    assert 0 < float(values["latency p50 (ms)"]) <= float(values["latency p99 (ms)"]) < 5000
+    assert (values["tracker"], values["device"], values["state"]) == ("puppet", "cpu", "TRACKING")
+    assert float(values["resident memory (MiB)"]) > 10
+    silent = diagnosis(graph, "no image on /image_raw for")
+    assert silent.level == DiagnosticStatus.WARN
+
+
+def test_no_image_stays_alive_longer_than_it_is_needed(graph, monkeypatch):
+    """Beside the last frame, which another tracker may have to start on, and the one being worked on."""
+    graph.start("image_annotated", buffer_seconds=0.0)
+    graph.process()
+    assert graph.init().success
+    frames = []
+    decode = images.from_message
+
+    def watch(message):
+        frame = decode(message)
+        frames.append(weakref.ref(frame))
+        return frame
+
+    monkeypatch.setattr(images, "from_message", watch)
+    for _ in range(10):
+        graph.process()
+    assert len(frames) == 10
+    assert sum(reference() is not None for reference in frames) <= 2
