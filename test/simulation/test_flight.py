@@ -177,10 +177,8 @@ def test_look_alikes_come_close_and_never_touch(seed: int) -> None:
     nearest, company = np.inf, 0
     for i in range(0, 600, 5):
         t = i / f.options.fps
-        shapes = []
-        for vehicle in f._vehicles:
-            place, heading = f._place(vehicle, t)
-            shapes.append(_turn(vehicle.outline, heading) + place)
+        vehicles = zip(f._vehicles, *f._places(t), strict=True)
+        shapes = [_turn(vehicle.outline, heading) + place for vehicle, place, heading in vehicles]
         gaps = [np.hypot(*(shapes[0][:, None] - s[None]).transpose(2, 0, 1)).min() for s in shapes[1:]]
         nearest = min(nearest, *gaps)
         company += len(f.others(i)) > 0

@@ -155,6 +155,9 @@ class Flight:
         self._picture = np.pad(terrain.picture, ((0, margin), (0, margin), (0, 0)), mode="wrap")
         self._cover = np.pad(terrain.cover, ((0, margin), (0, margin), (0, 0)), mode="wrap")
         self._vehicles = self._make_vehicles(traffic)
+        self._offsets = np.array([v.offset for v in self._vehicles])
+        self._sways = np.array([v.sway for v in self._vehicles])
+        self._reversed = np.array([v.reverse for v in self._vehicles])
         half = (np.arange(13) + 0.5) / 13 * 2 - 1, (np.arange(7) + 0.5) / 7 * 2 - 1
         grid = np.stack(np.meshgrid(*half), -1).reshape(-1, 2)
         target = self._vehicles[0].looks
@@ -195,7 +198,8 @@ class Flight:
             raise IndexError(f"frames are numbered from 0, got {index}")
         t = index / self.options.fps
         camera = self._camera(t)
-        place, heading = self._place(self._vehicles[0], t)
+        (target,), (angle,) = self._route.at(self._start + t)
+        place, heading = target, float(angle)
         corners = _project(camera, _turn(self._vehicles[0].outline, heading) + place)
         low, high = corners.min(0), corners.max(0)
         extent = Box(float(low[0]), float(low[1]), float(high[0] - low[0]), float(high[1] - low[1]))
@@ -229,9 +233,8 @@ class Flight:
         t = index / self.options.fps
         camera = self._camera(t)
         found = []
-        for vehicle in self._vehicles[1:]:
-            place, heading = self._place(vehicle, t)
-            corners = _project(camera, _turn(vehicle.outline, heading) + place)
+        for vehicle, place, heading in list(zip(self._vehicles, *self._places(t), strict=True))[1:]:
+            corners = _project(camera, _turn(vehicle.outline, float(heading)) + place)
             low, high = corners.min(0), corners.max(0)
             if (high > 0).all() and (low < [self.options.width, self.options.height]).all():
                 found.append(Box(float(low[0]), float(low[1]), float(high[0] - low[0]), float(high[1] - low[1])))
@@ -258,8 +261,13 @@ class Flight:
         exposure = self.options.shutter / self.options.fps
         before, after = self._camera(t - exposure / 2), self._camera(t + exposure / 2)
         frame = self._draw_ground(camera, before, after)
-        for vehicle in self._vehicles if target else self._vehicles[1:]:
-            self._draw_vehicle(frame, vehicle, t, camera, before, after, exposure)
+        places, headings = self._places(t)
+        # how far each vehicle moves in the image during the exposure
+        then, later = self._places(t - exposure / 2)[0], self._places(t + exposure / 2)[0]
+        motion = _project(after, later) - _project(before, then)
+        for k, vehicle in enumerate(self._vehicles):
+            if k > 0 or target:
+                self._draw_vehicle(frame, vehicle, camera, places[k], float(headings[k]), motion[k])
         return self._develop(frame, index, t), truth
 
     def _draw_ground(self, camera: Array, before: Array, after: Array) -> NDArray[np.uint8]:
@@ -304,14 +312,12 @@ class Flight:
         self,
         frame: NDArray[np.uint8],
         vehicle: _Vehicle,
-        t: float,
         camera: Array,
-        before: Array,
-        after: Array,
-        exposure: float,
+        place: Array,
+        heading: float,
+        motion: Array,
     ) -> None:
         o = self.options
-        place, heading = self._place(vehicle, t)
         at = _project(camera, place[None])[0]
         scale = float(np.sqrt(abs(np.linalg.det(camera[:, :2]))))
         reach = int(np.ceil(vehicle.looks.length * scale * 0.62)) + 12
@@ -332,12 +338,8 @@ class Flight:
             matrix[:, 2] += camera[:, :2] @ (SUN * 1.1)
             shadow = cv2.warpAffine(vehicle.picture[..., 3], matrix, (side, side), flags=cv2.INTER_LINEAR)
             shadow = cv2.GaussianBlur(shadow, (0, 0), 1.2)
-        if exposure > 0:
-            then, _ = self._place(vehicle, t - exposure / 2)
-            later, _ = self._place(vehicle, t + exposure / 2)
-            motion = (_project(after, later[None]) - _project(before, then[None]))[0]
-            if np.hypot(*motion) > 0.7:
-                layer = cv2.filter2D(layer, -1, _streak(motion), borderType=cv2.BORDER_CONSTANT)
+        if np.hypot(*motion) > 0.7:
+            layer = cv2.filter2D(layer, -1, _streak(motion), borderType=cv2.BORDER_CONSTANT)
         part = slice(y1 - top, y2 - top), slice(x1 - left, x2 - left)
         cover = self._warp(self._cover, camera, -x1, -y1, x2 - x1, y2 - y1).astype(np.float32) / 255
         seen = 1 - cover[..., :1]
@@ -372,19 +374,18 @@ class Flight:
 
     # ---------------------------------------------------------------- motion
 
-    def _place(self, vehicle: _Vehicle, t: float) -> tuple[Array, float]:
-        """Position (metres) and heading (radians) of a vehicle at `t`, in the copy of the world next to the target."""
-        delay = vehicle.offset + vehicle.sway * math.sin(2 * math.pi * t / 17)
-        if vehicle.reverse:
-            # on the same clock as the target, a reversed route meets it twice a lap
-            position, heading = self._route.at(self._start + t + delay, reverse=True)
-        else:
-            position, heading = self._route.at(self._start + t + delay)
-        if vehicle is not self._vehicles[0]:
-            here, _ = self._place(self._vehicles[0], t)
-            position = position - np.round((position - here) / PERIOD) * PERIOD
-            return position[0], float(heading[0])
-        return position[0], float(heading[0])
+    def _places(self, t: float) -> tuple[Array, Array]:
+        """Positions (Nx2 metres) and headings (N radians) of all vehicles at `t`; those of the target come first.
+
+        The others are in the copy of the world that is nearest to the target.
+        """
+        time = self._start + t + self._offsets + self._sways * math.sin(2 * math.pi * t / 17)
+        ahead, heading = self._route.at(time)
+        # on the same clock as the target, a vehicle on the reversed route meets it twice a lap
+        oncoming, back = self._route.at(time, reverse=True)
+        places = np.where(self._reversed[:, None], oncoming, ahead)
+        places -= np.round((places - places[0]) / PERIOD) * PERIOD
+        return places, np.where(self._reversed, back, heading)
 
     def _camera(self, t: float) -> Array:
         """The 2x3 matrix from metres to image coordinates (pixels, 0-based, pixel i covers [i, i + 1))."""

@@ -70,11 +70,12 @@ class RoadNetwork:
 
 
 def _nearest(value: NDArray, places: Array) -> NDArray:
-    best = None
-    for place in places:
-        d = np.mod(value - np.float32(place) + np.float32(PERIOD / 2), np.float32(PERIOD)) - np.float32(PERIOD / 2)
-        best = d if best is None else np.where(np.abs(d) < np.abs(best), d, best)
-    assert best is not None
+    best = value - np.float32(places[0])
+    best -= np.float32(PERIOD) * np.rint(best / np.float32(PERIOD))
+    for place in places[1:]:
+        d = value - np.float32(place)
+        d -= np.float32(PERIOD) * np.rint(d / np.float32(PERIOD))
+        best = np.where(np.abs(d) < np.abs(best), d, best)
     return best
 
 

@@ -191,25 +191,28 @@ def _paint_ground(canvas: _Canvas, roads: RoadNetwork, rng: np.random.Generator)
         distance = ax * blend + ay * (1 - blend) - 6 * blend * (1 - blend)
         distance += 0.25 * asphalt_noise[part] * (distance > 3.2)
         soil = ground[part] * (1 + 0.07 * clumps[part] + 0.05 * grain[part])[..., None]
-        verge = _bgr(88, 128, 118) * (1 + 0.10 * clumps[part] + 0.07 * grain[part])[..., None]
-        gravel = _bgr(128, 142, 150) * (1 + 0.08 * clumps[part] + 0.09 * grain[part])[..., None]
-        along_x = ax < ay  # on a vertical road
-        off = np.where(along_x, dx, dy)
-        other = np.where(along_x, ay, ax)
+        # the rest only where there is a road
+        at = distance < HALF_WIDTH + 3.2
+        edge_of = distance[at]
+        speckle, lumps, stains = grain[part][at], clumps[part][at], asphalt_noise[part][at]
+        along_x = (ax < ay)[at]  # on a vertical road
+        off = np.where(along_x, dx[at], dy[at])
+        other = np.where(along_x, ay[at], ax[at])
+        run = np.where(along_x, np.broadcast_to(y, at.shape)[at], np.broadcast_to(x, at.shape)[at])
+        verge = _bgr(88, 128, 118) * (1 + 0.10 * lumps + 0.07 * speckle)[:, None]
+        gravel = _bgr(128, 142, 150) * (1 + 0.08 * lumps + 0.09 * speckle)[:, None]
         track = np.exp(-(((np.abs(np.abs(off) - LANE) - 0.75) / 0.3) ** 2))
-        tone = 104 * (1 + 0.07 * asphalt_noise[part] + 0.045 * grain[part] + 0.03 * clumps[part] - 0.06 * track)
-        asphalt = tone[..., None] * _bgr(1.02, 1.0, 0.97)
-        run = np.where(along_x, y, x)
-        worn = 0.75 + 0.18 * asphalt_noise[part]
+        tone = 104 * (1 + 0.07 * stains + 0.045 * speckle + 0.03 * lumps - 0.06 * track)
         dash = (np.abs(off) < 0.09) & (np.mod(run, PERIOD / 32) < 3.2) & (other > 8.5)
-        edge = (np.abs(np.abs(distance) - 3.55) < 0.08) & (distance > 0)
-        paint = ((dash | edge) * worn)[..., None]
+        edge = np.abs(edge_of - 3.55) < 0.08
         stop = (np.abs(other - 8.0) < 0.22) & (np.abs(off) < 3.4)
-        paint = np.maximum(paint, (stop * worn)[..., None])
-        asphalt = asphalt * (1 - paint) + 215 * paint
+        paint = ((dash | edge | stop) * (0.75 + 0.18 * stains))[:, None]
+        asphalt = tone[:, None] * _bgr(1.02, 1.0, 0.97) * (1 - paint) + 215 * paint
+        color = soil[at]
         for layer, border in ((verge, HALF_WIDTH + 2.6), (gravel, HALF_WIDTH + 0.55), (asphalt, HALF_WIDTH)):
-            mix = np.clip((border - distance) * SCALE / 2 + 0.5, 0, 1)[..., None]
-            soil = soil * (1 - mix) + layer * mix
+            mix = np.clip((border - edge_of) * (SCALE / 2) + 0.5, 0, 1)[:, None]
+            color = color * (1 - mix) + layer * mix
+        soil[at] = color
         canvas.picture[part] = np.clip(soil, 0, 255).astype(np.uint8)
 
 
