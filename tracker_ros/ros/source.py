@@ -29,6 +29,8 @@ from tracker_ros_interfaces.msg import TrackStatus
 PATIENCE = 10.0
 #: Seconds between the last image and the end: what was sent last is still on its way.
 _LINGER = 0.5
+#: Seconds between the first subscriber and the first image: its other subscriptions become known a moment later.
+_SETTLE = 0.3
 
 SPECS = (
     Spec("rate", 0.0, "images a second; 0: as the source was recorded", low=0.0, high=1000.0),
@@ -112,6 +114,7 @@ class ImageSource(Node):
         try:
             if self.get_parameter("start").value == "subscribed":
                 self._spin_until(self._heard)
+                self._spin_for(_SETTLE)
             index = 1 if self._sent else 0
             limit, laps = int(self.get_parameter("limit").value), 0
             due = time.monotonic()
