@@ -12,7 +12,6 @@ NEEDED = ("rclpy", "vision_msgs", "tracker_ros_interfaces.msg")
 # Read when a context is made, here and in the processes that tests start.
 os.environ["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-os.environ.pop("ROS_LOCALHOST_ONLY", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if (ROOT / "config" / "fastdds.xml").exists():
     os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(ROOT / "config" / "fastdds.xml"))

@@ -184,6 +184,12 @@ class Graph:
             assert self.until(lambda: self.images.get_subscription_count() + self.compressed.get_subscription_count())
             names = {topic for topic in ("status", *topics) if topic != "/diagnostics"}
             assert self.until(lambda: all(self.node.count_subscribers(name) for name in names))
+            # A camera that has found its subscriber may not have been found by it: what it sends then is lost.
+            (images, boxes) = self.node._subscriptions_when_active
+            if hasattr(images, "get_publisher_count"):
+                assert self.until(lambda: images.get_publisher_count() and boxes.get_publisher_count())
+            else:
+                time.sleep(0.5)
         return self.node
 
     def listen(self, *topics: str) -> None:

@@ -568,8 +568,10 @@ def test_configure_fails_with_a_reason_and_can_be_tried_again(graph, parameters,
 
 def test_parameters_are_described(graph):
     graph.start()
-    node = ("tracker device weights update image_transport reliability autostart buffer_seconds buffer_megabytes "
-            "catch_up_seconds service_timeout heatmap.stride").split()  # fmt: skip
+    node = [
+        *("tracker", "device", "weights", "update", "image_transport", "reliability", "autostart", "buffer_seconds"),
+        *("buffer_megabytes", "catch_up_seconds", "service_timeout", "heatmap.stride"),
+    ]
     names = [*node, "puppet.gain", "puppet.mode", "puppet.count"]
     described = {d.name: d for d in graph.describe(*names)}
     assert set(described) == set(names)

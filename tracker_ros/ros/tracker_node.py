@@ -244,7 +244,7 @@ class TrackerNode(LifecycleNode):
         self._release()
         super().destroy_node()
         # rclpy leaves this one, and it holds the node: others would see a dead node until its lease ends.
-        machine = getattr(self, "_state_machine", None)
+        machine: Any = getattr(self, "_state_machine", None)
         if hasattr(machine, "destroy_when_not_in_use"):
             machine.destroy_when_not_in_use()
 
@@ -340,9 +340,14 @@ class TrackerNode(LifecycleNode):
         """On the worker: go on with another tracker."""
         if self._session is None:
             return
+        had_target = self._session.active
         remark = self._session.replace_tracker(tracker)
-        tell = self.get_logger().warning if "dropped" in remark else self.get_logger().info
-        tell(f"now tracking with {tracker.name} on {tracker.device}" + (f"; {remark}" if remark else ""))
+        text = f"now tracking with {tracker.name} on {tracker.device}" + (f"; {remark}" if remark else "")
+        # Two calls: rclpy does not let one place in the code change its severity.
+        if had_target and not self._session.active:
+            self.get_logger().warning(text)
+        else:
+            self.get_logger().info(text)
 
     # ------------------------------------------------------------ images, worker
 
