@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -188,6 +189,51 @@ def test_process_that_dies_is_named_with_its_log(tmp_path: Path) -> None:
     thread.join()
     assert done.returncode == 1
     assert "recorder ended with code -9" in done.stderr
+    assert not left_behind(str(tmp_path))
+
+
+@needs_ros
+@pytest.mark.ros
+def test_ctrl_c_ends_everything_and_keeps_what_there_is(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tracker_ros", "demo", "--tracker", "kcf", "--duration", "60", "--out", str(tmp_path)],
+        cwd=ROOT,
+        env=environment(PYTHONUNBUFFERED="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "images" in line:  # it plays
+            process.send_signal(signal.SIGINT)
+            break
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "what was recorded so far is kept" in output
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    check_outputs(tmp_path, summary["frames_sent"])
+    assert 10 < summary["frames_sent"] < 1800
+    assert not left_behind(str(tmp_path))
+
+
+@needs_ros
+@pytest.mark.ros
+def test_termination_while_starting_leaves_nothing_behind(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tracker_ros", "demo", "--tracker", "kcf", "--out", str(tmp_path)],
+        cwd=ROOT,
+        env=environment(PYTHONUNBUFFERED="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    end = time.monotonic() + 60
+    while len(left_behind(str(tmp_path))) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 130
     assert not left_behind(str(tmp_path))
 
 

@@ -149,7 +149,7 @@ def box_of(message: Any) -> Box:
 def test_simulated_camera_publishes_the_flight_and_its_truth(scene: Scene, tmp_path: Path) -> None:
     report = tmp_path / "source.json"
     process = scene.start(*FLIGHT, "reliability:=reliable", f"report:={report}", "frame_id:=front")
-    assert scene.client.wait(lambda: len(scene.client.images) >= 30)
+    assert scene.client.wait(lambda: len(scene.client.images) >= 30 and len(scene.client.truths) >= 30)
     assert process.wait(30) == 0
     flight = Flight(SMALL)
     sent = json.loads(report.read_text())

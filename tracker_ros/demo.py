@@ -64,9 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--seed", type=int, default=0, help="of the simulated flight")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for video, contact sheet, summary")
-    parser.add_argument(
-        "--duration", type=float, help="seconds (none: 20, but all of a video)"
-    )
+    parser.add_argument("--duration", type=float, help="seconds (none: 20, but all of a video)")
     parser.add_argument("--rate", type=float, default=0.0, help="images a second (0: as recorded)")
     parser.add_argument(
         "--realtime",
@@ -354,8 +352,8 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def perform(plan: Plan) -> dict[str, Any]:
-    """Carry out the plan; returns the summary.
+def perform(plan: Plan) -> tuple[dict[str, Any], bool]:
+    """Carry out the plan; returns the summary, and whether Ctrl-C ended it early.
 
     Raises:
         DemoFailed: something did not work; with the end of the log of the process that it is about.
@@ -373,13 +371,13 @@ def perform(plan: Plan) -> dict[str, Any]:
         with _terminated_as_interrupted():
             for name, parameters in _parameters(plan, out).items():
                 processes[name] = Process(name, parameters, logs, env)
-            _direct(plan, processes)
+            interrupted = _direct(plan, processes)
     finally:
         for process in processes.values():
             process.signal()
         for process in processes.values():
             process.stop()
-    return _check_results(out, processes)
+    return _check_results(out, processes), interrupted
 
 
 def _parameters(plan: Plan, out: Path) -> dict[str, dict[str, Any]]:
@@ -401,11 +399,12 @@ def _parameters(plan: Plan, out: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _direct(plan: Plan, processes: dict[str, Process]) -> None:
+def _direct(plan: Plan, processes: dict[str, Process]) -> bool:
     from tracker_ros.ros.director import DirectionFailed, Director
 
     source, recorder = processes[plan.source], processes["recorder"]
     done: set[str] = set()  # processes that may end by now
+    interrupted = False
 
     def check() -> None:
         for process in processes.values():
@@ -428,6 +427,7 @@ def _direct(plan: Plan, processes: dict[str, Process]) -> None:
                     director.spin(0.1)
                     progress.show(*director.progress())
             except KeyboardInterrupt:
+                interrupted = True
                 print("\nstopping; what was recorded so far is kept", file=sys.stderr)
                 source.stop()
             finally:
@@ -440,6 +440,7 @@ def _direct(plan: Plan, processes: dict[str, Process]) -> None:
             raise DemoFailed(f"the recorder is not done after {FINISH_TIMEOUT:g} s; its last words:\n{recorder.tail()}")
         if recorder.code:
             raise DemoFailed(f"recorder ended with code {recorder.code}; its last words:\n{recorder.tail()}")
+        return interrupted
     except DirectionFailed as error:
         raise DemoFailed(f"{error}\n  the tracker's last words:\n{processes['tracker_node'].tail()}") from error
 
@@ -487,15 +488,15 @@ def describe(summary: dict[str, Any], out: Path) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo; returns 0 if it worked, 1 if not."""
+    """Run the demo; returns 0 if it worked, 1 if not, 130 if it was interrupted (what there is is kept)."""
     plan = make_plan(args)
     try:
-        summary = perform(plan)
+        summary, interrupted = perform(plan)
     except DemoFailed as error:
         print(f"tracker_ros demo: {error}", file=sys.stderr)
         return 1
     print(describe(summary, args.out))
-    return 0
+    return 130 if interrupted else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -151,7 +151,7 @@ class Artist:
             note = f"NOT PROCESSED (was {result.state.name})"
             picture = overlay.draw(entry.image, None, overlay.Caption(tracker=result.tracker, note=note))
             if box is not None:
-                _outline(picture, box, _GREY)
+                _outline(picture, box, _GREY, 2)
         else:
             picture = overlay.draw(entry.image, None, overlay.Caption(note="waiting for the tracker"))
         if entry.truth_known:
@@ -168,14 +168,18 @@ class Artist:
             text = "truth: white"
             if entry.box is not None and entry.result is not None:
                 text += f", IoU {iou(entry.box, entry.truth):.2f}"
-        spot = (round(8 * unit), picture.shape[0] - round(10 * unit))
-        for ink, stroke in (((0, 0, 0), 3), (_TRUTH_COLOUR, 1)):
-            cv2.putText(picture, text, spot, _FONT, max(0.3, 0.55 * unit), ink, stroke, cv2.LINE_AA)
+        scale, pad = max(0.3, 0.5 * unit), round(6 * unit) + 1
+        (width, height), _ = cv2.getTextSize(text, _FONT, scale, 1)
+        bottom = picture.shape[0]
+        strip = picture[bottom - height - 2 * pad :, : width + 2 * pad]
+        strip[:] = strip * 0.35
+        cv2.putText(picture, text, (pad, bottom - pad), _FONT, scale, _TRUTH_COLOUR, 1, cv2.LINE_AA)
 
 
-def _outline(picture: Frame, box: Box, colour: tuple[int, int, int]) -> None:
+def _outline(picture: Frame, box: Box, colour: tuple[int, int, int], thickness: int = 1) -> None:
     corner = round(box.x), round(box.y)
-    cv2.rectangle(picture, corner, (round(box.x + box.w) - 1, round(box.y + box.h) - 1), colour, 1)
+    thickness = max(1, round(thickness * min(picture.shape[:2]) / 480))
+    cv2.rectangle(picture, corner, (round(box.x + box.w) - 1, round(box.y + box.h) - 1), colour, thickness)
 
 
 def crop_heatmap(heatmap: NDArray[np.float32], image: Frame, region: Box) -> NDArray[np.float32] | None:
@@ -259,19 +263,18 @@ def key_moments(entries: Sequence[Entry], count: int) -> list[tuple[int, str]]:
         add(absence.last + 1, "target returns")
         if absence.regained_after is not None:
             add(absence.last + 1 + absence.regained_after, "regained")
-    previous = None
-    for k in tracked:
-        if previous is not None and (states[k] is TrackState.LOST) != (previous is TrackState.LOST):
-            state = states[k]
-            add(k, state.name if state is not None else "")
-        previous = states[k]
     overlaps = [(iou(e.box, e.truth), k) for k, e in enumerate(entries) if e.box and e.truth and k in set(tracked)]
     if overlaps:
         add(min(overlaps)[1], "smallest overlap")
+    told = set(moments)
+    for before, k in itertools.pairwise(tracked):
+        state = states[k]
+        if state is not None and (state is TrackState.LOST) != (states[before] is TrackState.LOST):
+            add(k, state.name)
     chosen = sorted(moments.items())
-    while len(chosen) > max(1, count * 2 // 3):  # leave room for the ordinary
-        gaps = [(b[0] - a[0], k) for k, (a, b) in enumerate(itertools.pairwise(chosen))]
-        chosen.pop(min(gaps)[1] + 1)
+    while len(chosen) > max(1, count * 2 // 3):  # leave room for the ordinary; a flickering state goes first
+        gaps = [(b[0] in told, b[0] - a[0], k) for k, (a, b) in enumerate(itertools.pairwise(chosen))]
+        chosen.pop(min(gaps)[2] + 1)
     taken = {k for k, _ in chosen}
     for k in np.linspace(0, len(entries) - 1, max(0, count - len(chosen)) + 2)[1:-1].round().astype(int):
         if int(k) not in taken:
@@ -317,7 +320,10 @@ def write_sheet(path: Path, video: VideoFile, entries: Sequence[Entry]) -> None:
             k = wanted[number]
             if good:
                 seconds = (entries[k].stamp - start) / 1e9
+                box, truth, result = entries[k].box, entries[k].truth, entries[k].result
                 what = f"  {texts[k]}" if texts[k] else ""
+                if box is not None and truth is not None and result is not None:
+                    what += f"  IoU {iou(box, truth):.2f}"
                 tiles.append((np.asarray(picture, np.uint8), f"image {number}  {seconds:.1f} s{what}"))
     capture.release()
     if not tiles or not cv2.imwrite(str(path), contact_sheet(tiles)):
