@@ -138,10 +138,15 @@ def test_appearance_knows_its_target_from_the_background() -> None:
 
 def test_appearance_finds_its_target_anywhere() -> None:
     look = Appearance(_scene(100), Box(100, 100, SIDE, SIDE))
-    place, correlation = look.find(_scene(217, 33), Box(100, 100, SIDE, SIDE))
-    assert correlation > 0.9
+    found = look.find(_scene(217, 33), Box(100, 100, SIDE, SIDE))
+    assert found is not None
+    place, likeness = found
+    assert likeness.score > 0.95
     assert iou(place, Box(217, 33, SIDE, SIDE)) > 0.85
-    assert look.find(_scene(None), Box(100, 100, SIDE, SIDE))[1] < 0.7
+    nowhere = look.find(_scene(None), Box(100, 100, SIDE, SIDE))
+    assert nowhere is not None
+    assert nowhere[1].score < 0.5
+    assert look.find(_scene(None), Box(0, 0, W + 1, 10)) is None
 
 
 def test_appearance_of_a_flat_patch_is_no_match() -> None:

@@ -22,7 +22,15 @@ PATCH = 24
 #: Side of the search region in target sides.
 SEARCH = 2.5
 _REGION = int(PATCH * SEARCH)
+#: Bins of hue, saturation and value, and the part of the box's sides that the histogram is taken over.
 _HIST_BINS = (12, 6, 6)
+_MIDDLE = 0.8
+#: Number of pixels that a frame is reduced to for a search, unless the target would be smaller than so many pixels.
+_SEARCH_PIXELS = 80_000
+_SEARCH_SIDE = 8
+#: The target's most frequent colours, and the places that have most of them, when it is looked for.
+_COLOURS = 12
+_CANDIDATES = 5
 #: Standard deviation of grey levels below which a patch has nothing to correlate.
 _FLAT = 1.0
 
@@ -93,23 +101,47 @@ class Appearance:
         self.recent = (1 - rate) * self.recent + rate * _grey_patch(frame, box, PATCH)
         self.colour = (1 - rate) * self.colour + rate * _histogram(frame, box)
 
-    def find(self, frame: Frame, box: Box) -> tuple[Box, float]:
+    def find(self, frame: Frame, box: Box) -> tuple[Box, Likeness] | None:
         """Look for the target in the whole frame at the size of `box`.
 
+        The places whose colours are most like the target's, and the one whose grey levels are, are measured.
+
         Returns:
-            The best place, and the lesser of its correlations with the first and the recent appearance, ``[0, 1]``.
+            The place with the best score, and what was measured there; None if `box` does not fit into the frame.
         """
         height, width = frame.shape[:2]
-        scale = min(1.0, PATCH / max(1.0, min(box.w, box.h)))
-        small_size = max(1, round(width * scale)), max(1, round(height * scale))
-        grey = _grey(cv2.resize(frame, small_size, interpolation=cv2.INTER_AREA))
+        side = max(1.0, min(box.w, box.h))
+        # Small enough to be quick, as long as a small target keeps a few pixels.
+        scale = min(1.0, PATCH / side, max((_SEARCH_PIXELS / (width * height)) ** 0.5, _SEARCH_SIDE / side))
+        small = cv2.resize(frame, (max(1, round(width * scale)), max(1, round(height * scale))))
         size = max(3, round(box.w * scale)), max(3, round(box.h * scale))
-        if size[0] > grey.shape[1] or size[1] > grey.shape[0]:
-            return box, 0.0
+        if size[0] > small.shape[1] or size[1] > small.shape[0]:
+            return None
+        centers = self._alike_in_colour(small, size)
         # Over a whole frame the best of many places looks good by chance, so both appearances have to agree.
-        scores = np.minimum(*(_match(grey, cv2.resize(patch, size)) for patch in (self.first, self.recent)))
-        _, best, _, (x, y) = cv2.minMaxLoc(scores)
-        return Box(x / scale, y / scale, box.w, box.h), float(best)
+        grey = _grey(small)
+        correlation = np.minimum(*(_match(grey, cv2.resize(patch, size)) for patch in (self.first, self.recent)))
+        _, _, _, (x, y) = cv2.minMaxLoc(correlation)
+        centers.append((x + size[0] / 2, y + size[1] / 2))
+        places = [Box.from_center(x / scale, y / scale, box.w, box.h) for x, y in centers]
+        return max(((place, self.measure(frame, place)) for place in places), key=lambda found: found[1].score)
+
+    def _alike_in_colour(self, frame: Frame, size: tuple[int, int]) -> list[tuple[float, float]]:
+        """Centres of the boxes of `size` in `frame` whose colour histograms are nearest to the recent one."""
+        target = self.colour.ravel()
+        index = _bin_index(frame)
+        window = max(3, round(_MIDDLE * size[0])), max(3, round(_MIDDLE * size[1]))
+        # The Bhattacharyya coefficient with the histogram of every window, over the target's main colours.
+        likeness = np.zeros(index.shape, np.float32)
+        for k in np.argsort(target)[::-1][:_COLOURS]:
+            share = cv2.boxFilter((index == k).astype(np.float32), -1, window, borderType=cv2.BORDER_CONSTANT)
+            likeness += np.sqrt(target[k] * np.maximum(share, 0))
+        centers = []
+        for _ in range(_CANDIDATES):
+            _, _, _, (x, y) = cv2.minMaxLoc(likeness)
+            centers.append((x + 0.5, y + 0.5))
+            cv2.circle(likeness, (x, y), round(0.7 * (size[0] * size[1]) ** 0.5), 0, -1)
+        return centers
 
 
 def search_region(box: Box) -> Box:
@@ -161,14 +193,22 @@ def _correlate(region: NDArray[np.float32], patch: NDArray[np.float32]) -> NDArr
     return out
 
 
+def _bin_index(frame: Frame) -> NDArray[np.int32]:
+    """The number of the histogram's bin that each pixel falls into."""
+    hsv = cv2.cvtColor(frame, cv2.COLOR_BGR2HSV).astype(np.int32)
+    h, s, v = (
+        hsv[..., c] * bins // full for c, (bins, full) in enumerate(zip(_HIST_BINS, (180, 256, 256), strict=True))
+    )
+    return (h * _HIST_BINS[1] + s) * _HIST_BINS[2] + v
+
+
 def _histogram(frame: Frame, box: Box) -> NDArray[np.float32]:
     """HSV histogram of the middle of `box` (sum 1); a box wholly outside gives zeros."""
     height, width = frame.shape[:2]
-    middle = Box.from_center(*box.center, box.w * 0.8, box.h * 0.8).clip(width, height)
+    middle = Box.from_center(*box.center, box.w * _MIDDLE, box.h * _MIDDLE).clip(width, height)
     x1, y1 = int(middle.x), int(middle.y)
     patch = frame[y1 : max(y1 + 1, int(middle.y + middle.h)), x1 : max(x1 + 1, int(middle.x + middle.w))]
     if patch.size == 0:
         return np.zeros(_HIST_BINS, np.float32)
-    hsv = cv2.cvtColor(patch, cv2.COLOR_BGR2HSV)
-    hist = cv2.calcHist([hsv], [0, 1, 2], None, list(_HIST_BINS), [0, 180, 0, 256, 0, 256])
-    return hist / max(hist.sum(), 1e-6)
+    counts = np.bincount(_bin_index(patch).ravel(), minlength=math.prod(_HIST_BINS)).astype(np.float32)
+    return counts.reshape(_HIST_BINS) / counts.sum()

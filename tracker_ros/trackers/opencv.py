@@ -43,7 +43,7 @@ class OpenCVOptions(TrackerOptions):
     good_score: float = option(0.6, "a frame scoring at least this counts as seen", low=0.0, high=1.0)
     bad_score: float = option(0.25, "a frame scoring below this counts towards LOST", low=0.0, high=1.0)
     search_score: float = option(
-        0.7, "correlation at which a LOST target is found again anywhere in the frame; 1 turns the search off",
+        0.9, "score at which a LOST target is found again anywhere in the frame; 1 turns the search off",
         low=0.0, high=1.0,
     )  # fmt: skip
 
@@ -81,6 +81,7 @@ class OpenCVTarget:
         origin: the whole-pixel box that it was started on.
         start: the box that `origin` stands for.
         box: where the target was seen last.
+        sure: where it was last seen without doubt; a LOST target is looked for at this size.
         appearance: what it looks like.
         monitor: its state.
         lost_frames: frames since it was LOST; 0 while it is not.
@@ -90,6 +91,7 @@ class OpenCVTarget:
     origin: Box
     start: Box
     box: Box
+    sure: Box
     appearance: Appearance
     monitor: ConfidenceMonitor
     lost_frames: int = 0
@@ -131,7 +133,7 @@ class OpenCVTracker(Tracker[OpenCVTarget]):
         for box in boxes:
             tracker, origin = self._begin(frame, box)
             targets.append(
-                OpenCVTarget(tracker, origin, box, box, Appearance(frame, box), ConfidenceMonitor(thresholds))
+                OpenCVTarget(tracker, origin, box, box, box, Appearance(frame, box), ConfidenceMonitor(thresholds))
             )
         return targets
 
@@ -157,6 +159,7 @@ class OpenCVTracker(Tracker[OpenCVTarget]):
                 target.lost_frames = 0
                 target.box = found or target.box
             if found is not None and state is TrackState.TRACKING and score >= _LEARN_SCORE:
+                target.sure = found
                 target.appearance.learn(frame, found, rate=0.05)
         return Estimate(
             box=target.box,
@@ -199,11 +202,13 @@ class OpenCVTracker(Tracker[OpenCVTarget]):
 
     def _search(self, frame: Frame, target: OpenCVTarget) -> tuple[Box, Likeness, float] | None:
         """Look for a LOST target in the whole frame and start anew where it is; None where it is not."""
-        place, correlation = target.appearance.find(frame, target.box)
-        if correlation < self.options.search_score or self.options.search_score >= 1:
+        if self.options.search_score >= 1:
             return None
-        likeness = target.appearance.measure(frame, place)
-        if likeness.score < self.options.good_score or likeness.colour < _SEARCH_COLOUR:
+        found = target.appearance.find(frame, target.sure)
+        if found is None:
+            return None
+        place, likeness = found
+        if likeness.score < self.options.search_score or likeness.colour < _SEARCH_COLOUR:
             return None
         target.tracker, target.origin = self._begin(frame, place)
         target.start = place
