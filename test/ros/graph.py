@@ -164,7 +164,9 @@ class Graph:
 
     # ------------------------------------------------------------------------------------------- the node under test
 
-    def start(self, *topics: str, active: bool = True, **parameters: Any) -> TrackerNode:
+    def start(
+        self, *topics: str, active: bool = True, cli_arguments: list[str] | None = None, **parameters: Any
+    ) -> TrackerNode:
         """Start the node with `parameters` (``__`` for a dot) and listen to `topics`; waits until it is active."""
 
         def load() -> tuple[registry.Factory, TrackerOptions]:
@@ -175,7 +177,10 @@ class Graph:
         overrides = [Parameter(key, value=value) for key, value in values.items()]
         self.node = self._spin(
             lambda context: TrackerNode(
-                context=context, parameter_overrides=overrides, trackers=registry.DEFAULT.extended(*puppets)
+                context=context,
+                parameter_overrides=overrides,
+                cli_args=cli_arguments,
+                trackers=registry.DEFAULT.extended(*puppets),
             )
         )
         self.listen("status", *topics)

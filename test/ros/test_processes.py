@@ -124,6 +124,7 @@ def test_signals_end_the_process_cleanly(graph: Graph, start_node, tracker, end)
     [
         ("tracker:=5", "tracker"),
         ("heatmap.stride:=1000", "heatmap.stride"),
+        ("no value", "no value"),
         ("image_transport:=theora", "must be one of raw, compressed; got 'theora'"),
     ],
 )

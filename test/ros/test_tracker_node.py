@@ -584,6 +584,7 @@ def test_parameters_are_described(graph):
     assert described["puppet.count"].type == ParameterType.PARAMETER_INTEGER
     assert described["puppet.mode"].additional_constraints == "one of: calm, wild"
     assert graph.get("puppet.gain") == 1.0
+    assert all(name in described["tracker"].description for name in ("dimp18", "csrt", "kcf", "puppet"))
 
 
 def test_bad_values_are_refused_with_a_reason_and_change_nothing(graph):
@@ -599,7 +600,8 @@ def test_bad_values_are_refused_with_a_reason_and_change_nothing(graph):
         ({"buffer_seconds": -1.0}, "buffer_seconds"),
         ({"image_transport": "compressed"}, "read-only"),
         ({"puppet__gain": 3.0}, "puppet.gain"),
-        ({"puppet__gain": math.nan}, "gain"),
+        ({"puppet__gain": math.nan}, "puppet.gain"),
+        ({"puppet__gain": "loud"}, "puppet.gain"),
         ({"puppet__mode": "sleepy"}, "calm, wild"),
         ({"puppet__count": 100}, "puppet.count"),
         ({"no_such_parameter": 1}, "declared"),
@@ -611,6 +613,28 @@ def test_bad_values_are_refused_with_a_reason_and_change_nothing(graph):
     image = graph.process()
     assert graph.of("detection", image)[0].id == "car"
     assert graph.puppet.starts == 1
+
+
+def test_a_whole_number_is_good_enough_for_a_float(graph):
+    graph.start(puppet__gain=2, buffer_seconds=3)
+    assert graph.node._session.tracker.options.gain == 2.0
+    assert graph.set(puppet__gain=1)[0].successful
+    assert graph.node._session.tracker.options.gain == 1.0
+    (result,) = graph.set(puppet__gain=3)
+    assert not result.successful
+    assert "[0.0, 2.0]" in result.reason
+
+
+def test_names_are_relative_so_that_namespaces_and_remaps_work(graph):
+    rules = ["image_raw:=/cam/image", "detection:=found"]
+    arguments = ["--ros-args", "-r", "__ns:=/drone1", *(part for rule in rules for part in ("-r", rule))]
+    node = graph.start(active=False, cli_arguments=arguments, image_transport="compressed")
+    assert graph.until(lambda: node._active)
+    topics = {name for name, _ in node.get_topic_names_and_types()}
+    expected = ("found", "detections", "status", "heatmap", "image_annotated", "init_box")
+    assert {f"/drone1/{name}" for name in expected} | {"/cam/image/compressed", "/diagnostics"} <= topics
+    services = {name for name, _ in node.get_service_names_and_types()}
+    assert {f"/drone1/{name}" for name in ("init_target", "stop_tracking", "pause_tracking")} <= services
 
 
 def test_settings_take_effect_while_running(graph):

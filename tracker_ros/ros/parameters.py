@@ -8,6 +8,7 @@ trackers and have no prefix.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,7 +46,7 @@ def _parameter(
 class NodeOptions:
     """Values of the node's own parameters."""
 
-    tracker: str = _parameter("dimp18", "preset of the tracker, such as dimp18, csrt or kcf; may change while running")
+    tracker: str = _parameter("dimp18", "preset of the tracker; may change while running")
     device: str = _parameter("auto", "where the tracker runs: auto (CUDA where there is one), cpu, cuda or cuda:N")
     weights: str = _parameter("", "weights file of the tracker; empty: the ones that the package ships")
     update: str = _parameter("", "the tracker's update policy, where it has one, such as none; empty: its default")
@@ -86,21 +87,30 @@ class Spec:
     choices: tuple[str, ...] | None = None
     read_only: bool = False
 
-    def check(self, value: Any) -> None:
-        """Raise `InvalidParameter` if `value` is not one that the parameter takes (ROS has checked its type)."""
+    def check(self, value: Any) -> Any:
+        """The value as the parameter takes it: a whole number where a float is wanted becomes one.
+
+        Raises:
+            InvalidParameter: not a value that the parameter takes.
+        """
+        if type(self.default) is float:
+            # "gain: 1" in a YAML file is an integer to ROS; nobody should have to know.
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise InvalidParameter(f"parameter '{self.name}' takes a finite number, got {value!r}")
+            value = float(value)
         if self.choices is not None and value not in self.choices:
             raise InvalidParameter(f"parameter '{self.name}' must be one of {', '.join(self.choices)}; got '{value}'")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return
         too_low, too_high = self.low is not None and value < self.low, self.high is not None and value > self.high
-        if too_low or too_high or value != value:
+        if too_low or too_high:
             raise InvalidParameter(f"parameter '{self.name}' must lie in [{self.low}, {self.high}], got {value}")
+        return value
 
     def descriptor(self) -> ParameterDescriptor:
         """The descriptor that ``ros2 param describe`` shows."""
         descriptor = ParameterDescriptor(
             description=self.help,
             read_only=self.read_only,
+            dynamic_typing=type(self.default) is float,  # `check` sees to it that it stays a number.
             additional_constraints="" if self.choices is None else f"one of: {', '.join(self.choices)}",
         )
         if type(self.default) is int and self.low is not None and self.high is not None:
@@ -159,8 +169,7 @@ def read(node: Node, specs: Mapping[str, Spec], changes: Mapping[str, Any] | Non
     values = {}
     for key, spec in specs.items():
         value = changes[spec.name] if spec.name in changes else node.get_parameter(spec.name).value
-        spec.check(value)
-        values[key] = value
+        values[key] = spec.check(value)
     return values
 
 

@@ -123,7 +123,9 @@ class TrackerNode(LifecycleNode):
         self._activated_at = 0.0
         self._warned_size = (0, 0)
 
-        parameters.declare(self, parameters.NODE_SPECS)
+        tracker = parameters.NODE_SPECS["tracker"]
+        known = f"{tracker.help} (one of: {', '.join(trackers.names())})"
+        parameters.declare(self, {**parameters.NODE_SPECS, "tracker": dataclasses.replace(tracker, help=known)})
         self._options = self._read_options({})
         self._buffer: FrameBuffer[Any] = FrameBuffer()
         self._apply_buffer_limits()
@@ -669,7 +671,11 @@ def main(args: list[str] | None = None) -> int:
     """Run the node until it is told to end (SIGINT, SIGTERM, shutdown of the context). Returns the exit code."""
     # rclpy shuts the context down on SIGINT. Python's KeyboardInterrupt besides would hit anywhere, even a destructor.
     previous = signal.signal(signal.SIGINT, lambda *_: None)
-    rclpy.init(args=args)
+    try:
+        rclpy.init(args=args)
+    except Exception as error:
+        print(f"tracker_node: {error}", file=sys.stderr)
+        return 2
     node = None
     executor = SingleThreadedExecutor()
     try:
