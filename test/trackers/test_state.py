@@ -51,3 +51,18 @@ def test_frames_since_seen_counts_from_the_last_good_frame() -> None:
     assert monitor.frames_since_seen == 3
     monitor.update(GOOD)
     assert monitor.frames_since_seen == 0
+
+
+def test_a_lost_target_must_look_as_it_used_to() -> None:
+    monitor = ConfidenceMonitor(
+        ConfidenceThresholds(good_score=0.4, bad_score=0.2, regain_score=0.5, regain_ratio=0.8, lost_after=3)
+    )
+    for _ in range(50):
+        monitor.update(Cues(0.9))
+    assert monitor.typical > 0.85
+    for expected in (0, 0, 1, 2):
+        monitor.update(BAD)
+        assert monitor.frames_lost == expected
+    assert [monitor.update(Cues(0.65)) for _ in range(5)] == [TrackState.LOST] * 5, "a look-alike"
+    assert [monitor.update(Cues(0.85)) for _ in range(2)][-1] is TrackState.TRACKING
+    assert monitor.frames_lost == 0

@@ -96,7 +96,10 @@ class DiMPOptions(TrackerOptions):
 
     good_score: float = option(0.35, "score of a frame in which the target is surely seen", low=0.0, high=1.0)
     regain_score: float = option(0.45, "score that a lost target must reach to be regained", low=0.0, high=1.0)
+    regain_ratio: float = option(0.8, "the same, over the score that it typically had", low=0.0, high=1.0)
+    regain_after: int = option(3, "frames in a row that it must do so", low=1, high=30)
     lost_after: int = option(5, "frames without the target until it is lost", low=1, high=300)
+    redetect_after: int = option(15, "frames lost until the whole image is searched", low=0, high=1000)
     redetect_windows: int = option(
         2, "windows searched a frame while the target is lost; 0: its last place only", low=0, high=16
     )
@@ -380,6 +383,8 @@ class DiMP(Tracker[DiMPTarget]):
             max_distractor=o.distractor_threshold,
             min_sharpness=0.25,
             regain_score=o.regain_score,
+            regain_ratio=o.regain_ratio,
+            regain_after=o.regain_after,
             lost_after=float(o.lost_after),
         )
 
@@ -477,7 +482,8 @@ class DiMP(Tracker[DiMPTarget]):
     def _search_centers(self, target: DiMPTarget, width: int, height: int) -> list[NDArray[np.float64]]:
         """Where to look: around the target; for a lost one also at the next places of a scan over the whole image."""
         centers = [target.position]
-        if target.monitor.state is not TrackState.LOST or target.candidate or not self.options.redetect_windows:
+        # At first a hidden target is expected where it vanished: elsewhere there are only look-alikes.
+        if target.candidate or target.monitor.frames_lost <= self.options.redetect_after:
             return centers
         side = target.scale * self.options.image_size
         # Windows overlap by a target and a half, so that one of them sees it with its surroundings.
@@ -545,7 +551,7 @@ class DiMP(Tracker[DiMPTarget]):
         was_lost = target.monitor.state is TrackState.LOST
         if was_lost and not target.candidate:
             target.anchor = (target.position, target.size, target.scale)
-        if flag != NOT_FOUND and (not was_lost or score >= o.regain_score):
+        if flag != NOT_FOUND and (not was_lost or score >= target.monitor.needed):
             target.position = center
             if np.isfinite(box).all():
                 target.position = (box[:2] + box[2:] / 2 - o.image_size / 2 + self._half_pixel) * w.scale + np.array(

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from tracker_ros.trackers.base import TrackState
 
+#: Rate of the moving average of the score of GOOD frames.
+_TYPICAL_RATE = 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class Cues:
@@ -46,6 +49,7 @@ class ConfidenceThresholds:
         max_distractor: above this ratio two places look alike, so the frame is at most WEAK.
         min_sharpness: below this the response is flat, so the frame is at most WEAK; below half of it, BAD.
         regain_score: score that a LOST target must reach to count towards its return.
+        regain_ratio: the same, as a share of the score that the target typically had while it was tracked.
         uncertain_after: WEAK or BAD frames in a row that turn TRACKING into UNCERTAIN.
         lost_after: amount of doubt that turns into LOST: a BAD frame adds 1, a WEAK one `weak_doubt`.
         weak_doubt: doubt that a WEAK frame adds.
@@ -58,6 +62,7 @@ class ConfidenceThresholds:
     max_distractor: float = 0.8
     min_sharpness: float = 0.0
     regain_score: float = 0.5
+    regain_ratio: float = 0.0
     uncertain_after: int = 2
     lost_after: float = 5.0
     weak_doubt: float = 0.2
@@ -71,23 +76,34 @@ class ConfidenceMonitor:
     Attributes:
         state: the current state.
         frames_since_seen: frames since the last GOOD one.
+        frames_lost: frames in a row in the state LOST.
+        typical: moving average of the score of GOOD frames; 0 before the first.
     """
 
     def __init__(self, thresholds: ConfidenceThresholds) -> None:
         self.thresholds = thresholds
         self.state = TrackState.TRACKING
         self.frames_since_seen = 0
+        self.frames_lost = 0
+        self.typical = 0.0
         self._doubt = 0.0
         self._good_run = 0
         self._poor_run = 0
 
+    @property
+    def needed(self) -> float:
+        """Score that a frame needs to be GOOD; more once the target is LOST, as anything could be it then."""
+        t = self.thresholds
+        if self.state is not TrackState.LOST:
+            return t.good_score
+        return max(t.good_score, t.regain_score, t.regain_ratio * self.typical)
+
     def grade(self, cues: Cues) -> Grade:
-        """Judge one frame alone. A LOST target must show more than a tracked one."""
+        """Judge one frame alone."""
         t = self.thresholds
         if cues.score < t.bad_score or cues.sharpness < t.min_sharpness / 2:
             return Grade.BAD
-        needed = max(t.regain_score, t.good_score) if self.state is TrackState.LOST else t.good_score
-        if cues.score < needed or cues.distractor > t.max_distractor or cues.sharpness < t.min_sharpness:
+        if cues.score < self.needed or cues.distractor > t.max_distractor or cues.sharpness < t.min_sharpness:
             return Grade.WEAK
         return Grade.GOOD
 
@@ -97,6 +113,7 @@ class ConfidenceMonitor:
         grade = self.grade(cues)
         if grade is Grade.GOOD:
             self.frames_since_seen = 0
+            self.typical += (cues.score - self.typical) * (_TYPICAL_RATE if self.typical else 1.0)
             self._good_run += 1
             self._poor_run = 0
             self._doubt = max(0.0, self._doubt - 1.0)
@@ -116,4 +133,5 @@ class ConfidenceMonitor:
             self.state = TrackState.UNCERTAIN
         elif self.state is TrackState.UNCERTAIN and self._good_run >= t.recover_after:
             self.state = TrackState.TRACKING
+        self.frames_lost = self.frames_lost + 1 if self.state is TrackState.LOST else 0
         return self.state
