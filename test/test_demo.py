@@ -277,7 +277,7 @@ def test_boxes_are_read_from_text() -> None:
 
 def test_free_domain_is_one_that_nobody_uses() -> None:
     domain = demo.free_domain()
-    assert 1 <= domain <= 100
+    assert 1 <= domain <= 231
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind(("", 7400 + 250 * domain + 10))
 
@@ -287,7 +287,7 @@ def test_environment_keeps_the_users_settings(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.delenv(name, raising=False)
     fresh = demo.environment()
     assert Path(fresh["FASTRTPS_DEFAULT_PROFILES_FILE"]).is_file()
-    assert 1 <= int(fresh["ROS_DOMAIN_ID"]) <= 100
+    assert 1 <= int(fresh["ROS_DOMAIN_ID"]) <= 231
     monkeypatch.setenv("FASTDDS_DEFAULT_PROFILES_FILE", "/mine.xml")
     monkeypatch.setenv("ROS_DOMAIN_ID", "77")
     kept = demo.environment()

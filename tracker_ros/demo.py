@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--video", default="", help="video file, folder of images, or webcam number (none: simulation)")
     parser.add_argument("--box", type=parse_box, help="x,y,w,h of the target in the first image (none: the true one)")
     parser.add_argument("--tracker", default="", help="preset (none: dimp18 if its weights are there, else csrt)")
+    parser.add_argument("--weights", default="", help="weights file of the tracker (none: the shipped ones)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--seed", type=int, default=0, help="of the simulated flight")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for video, contact sheet, summary")
@@ -84,7 +85,7 @@ class Plan:
         fps: images a second of the source, as recorded.
         count: images to come, None where that is not known.
         box: to start on; None: the source's truth.
-        tracker, device, out: as in the arguments.
+        tracker, weights, device, out: as in the arguments.
         realtime: whether images are sent on time.
         metadata: for the summary.
     """
@@ -95,6 +96,7 @@ class Plan:
     count: int | None
     box: Box | None
     tracker: str
+    weights: str
     device: str
     out: Path
     realtime: bool
@@ -187,6 +189,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         count=count,
         box=box,
         tracker=tracker,
+        weights=str(Path(args.weights).expanduser().resolve()) if args.weights else "",
         device=args.device,
         out=args.out,
         realtime=args.realtime,
@@ -226,16 +229,18 @@ def environment() -> dict[str, str]:
 
 def free_domain() -> int:
     """A ROS domain that nobody on this machine uses: the port of its first participant can be bound."""
-    candidates = list(range(1, 101))
-    random.SystemRandom().shuffle(candidates)
-    for domain in candidates:
+    # The ports of these lie outside Linux's ephemeral range. The upper ones first: people and tests choose low numbers.
+    upper, lower = list(range(215, 232)), list(range(1, 101))
+    for numbers in (upper, lower):
+        random.SystemRandom().shuffle(numbers)
+    for domain in (*upper, *lower):
         with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe:
             try:
                 probe.bind(("", 7400 + 250 * domain + 10))
             except OSError:
                 continue
             return domain
-    raise DemoFailed("all ROS domains from 1 to 100 are in use: set ROS_DOMAIN_ID to the one to share")
+    raise DemoFailed("all ROS domains are in use: set ROS_DOMAIN_ID to the one to share")
 
 
 def _config_folder() -> Path:
@@ -324,7 +329,7 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(max(0, min(done, self._total or done) - self._bar.n))
-        elif time.monotonic() - self._told > 2:
+        elif time.monotonic() - self._told > 4:
             self._told = time.monotonic()
             print(f"  {done}{f'/{self._total}' if self._total else ''} images  {note}", flush=True)
 
@@ -365,7 +370,7 @@ def perform(plan: Plan) -> tuple[dict[str, Any], bool]:
         path.unlink(missing_ok=True)
     env = environment()
     os.environ.update({key: env[key] for key in env if key.startswith(("ROS_", "FASTRTPS_", "FASTDDS_"))})
-    print(f"ROS domain {env['ROS_DOMAIN_ID']}; logs in {logs}")
+    print(f"ROS domain {env['ROS_DOMAIN_ID']}; logs in {logs}", flush=True)
     processes: dict[str, Process] = {}
     try:
         with _terminated_as_interrupted():
@@ -383,7 +388,7 @@ def perform(plan: Plan) -> tuple[dict[str, Any], bool]:
 def _parameters(plan: Plan, out: Path) -> dict[str, dict[str, Any]]:
     report = str(out / "source.json")
     return {
-        "tracker_node": {"tracker": plan.tracker, "device": plan.device},
+        "tracker_node": {"tracker": plan.tracker, "weights": plan.weights, "device": plan.device},
         "recorder": {
             "out": str(out),
             "fps": float(plan.fps),
@@ -413,12 +418,13 @@ def _direct(plan: Plan, processes: dict[str, Process]) -> bool:
 
     try:
         with Director(check, plan.source) as director:
+            print(f"starting {', '.join(processes)}", flush=True)
             director.wait_until_ready(START_TIMEOUT)
             stamp = director.first_image()
             box = plan.box or director.truth(stamp)
             if box is None:
                 raise DemoFailed("the source does not say where the target is in the first image: give --box x,y,w,h")
-            print(f"init_target: {director.init_target(stamp, box)}")
+            print(f"init_target: {director.init_target(stamp, box)}", flush=True)
             done.add(plan.source)
             progress = Progress(plan.count)
             try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tracker_ros.geometry.boxes import Box
-from tracker_ros.simulation.score import Absence, regain_report
-from tracker_ros.trackers.base import TrackState
+from tracker_ros.simulation import Flight, FlightOptions
+from tracker_ros.simulation.score import Absence, regain_report, track_flight
+from tracker_ros.trackers.base import Estimate, Tracker, TrackerOptions, TrackState
 
 HERE = Box(10, 10, 20, 20)
 THERE = Box(200, 10, 20, 20)
@@ -47,3 +48,22 @@ def test_no_truth_no_mean() -> None:
 def test_lengths_must_agree() -> None:
     with pytest.raises(ValueError, match="2 states, 1 boxes, 1 truths"):
         regain_report([T, T], [HERE], [HERE])
+
+
+class Statue(Tracker):
+    """Stays where it was started, and is sure of it."""
+
+    def start(self, frame, boxes):
+        return list(boxes)
+
+    def step(self, frame, targets):
+        return [Estimate(box, 1.0, TrackState.TRACKING, box) for box in targets]
+
+
+def test_flight_is_tracked_from_its_first_frame() -> None:
+    flight = Flight(FlightOptions(width=160, height=120, duration=0.5))
+    estimates, report = track_flight(Statue("statue", TrackerOptions()), flight)
+    assert len(estimates) == len(flight) - 1
+    assert estimates[0].box == flight.truth_at(0).box
+    assert report.mean_iou is not None
+    assert 0 < report.mean_iou < 1

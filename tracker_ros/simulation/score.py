@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tracker_ros.geometry.boxes import Box, iou
-from tracker_ros.trackers.base import TrackState
+from tracker_ros.simulation.flight import Flight
+from tracker_ros.trackers.base import Estimate, Tracker, TrackState
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +84,25 @@ def regain_report(
         regained = next((k - frame for k in range(frame, end) if found[k]), None)
         absences.append(Absence(first, frame - 1, lost, regained))
     return TrackReport(sum(overlaps) / len(overlaps) if overlaps else None, tuple(absences))
+
+
+def track_flight(tracker: Tracker[Any], flight: Flight) -> tuple[list[Estimate], TrackReport]:
+    """Run a tracker over all frames of a flight, started on the true box of the first one.
+
+    Returns:
+        the estimates of frames 1 and later, and the report on them (frame numbers are the flight's).
+    """
+    first, truth = flight.render(0)
+    assert truth.box is not None  # a flight begins with its target in view
+    tracker.initialize(first, truth.box)
+    estimates, truths = [], []
+    for index in range(1, len(flight)):
+        frame, truth = flight.render(index)
+        estimates.append(tracker.track(frame))
+        truths.append(truth.box)
+    report = regain_report(
+        [TrackState.IDLE, *(e.state for e in estimates)],
+        [None, *(e.box for e in estimates)],
+        [flight.truth_at(0).box, *truths],
+    )
+    return estimates, report
