@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import onnx_files
 import pytest
 from numpy.typing import NDArray
 
-from tracker_ros.errors import WeightsMissing
+from tracker_ros.errors import WeightsError, WeightsMissing
 from tracker_ros.geometry.boxes import Box, iou
 from tracker_ros.trackers import opencv
 from tracker_ros.trackers.appearance import Appearance
@@ -99,6 +100,48 @@ def test_onnx_files_that_are_not_given_or_not_there_are_named(tmp_path) -> None:
         OpenCVTracker("nano", PRESETS["nano"].replace(backbone_model=str(backbone)))
     with pytest.raises(WeightsMissing, match=r"no file '/nowhere/vit\.onnx' \(option 'model'\)"):
         OpenCVTracker("vit", PRESETS["vit"].replace(model="/nowhere/vit.onnx"))
+
+
+def _lamp(x: int | None) -> NDArray[np.uint8]:
+    """A bright square on dark ground: what the networks of onnx_files.py look for."""
+    frame = np.full((H, W, 3), 40, np.uint8)
+    if x is not None:
+        frame[100:140, x : x + 40] = 230
+    return frame
+
+
+@pytest.fixture(params=["nano", "vit"])
+def network(request, tmp_path) -> OpenCVTracker:
+    name = request.param
+    if not hasattr(cv2, f"Tracker{name.capitalize()}_create"):
+        pytest.skip(f"OpenCV {cv2.__version__} has no {name}; it runs with OpenCV 4.9 and later")
+    if name == "nano":
+        backbone, head = onnx_files.write_nano(tmp_path)
+        return OpenCVTracker(name, PRESETS[name].replace(backbone_model=str(backbone), head_model=str(head)))
+    return OpenCVTracker(name, PRESETS[name].replace(model=str(onnx_files.write_vit(tmp_path))))
+
+
+def test_networks_get_their_files_and_their_scores_come_through(network: OpenCVTracker) -> None:
+    network.initialize(_lamp(100), (100, 100, 40, 40))
+    seen = [network.track(_lamp(100)) for _ in range(3)]
+    assert all(e.score > 0.85 for e in seen), "bright is near 1; OpenCV 4.11 to 5.0 would show the negative"
+    assert seen[-1].state is TrackState.TRACKING
+    assert iou(seen[0].box, Box(100, 100, 40, 40)) > 0.3
+    dark = [network.track(_lamp(None)) for _ in range(8)]
+    assert all(e.score < 0.5 for e in dark)
+    assert dark[-1].state is not TrackState.TRACKING
+
+
+def test_a_network_that_opencv_cannot_run_is_named(tmp_path) -> None:
+    if not hasattr(cv2, "TrackerVit_create"):
+        pytest.skip(f"OpenCV {cv2.__version__} has no vit; it runs with OpenCV 4.9 and later")
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no network")
+    with pytest.raises(WeightsError, match=r"OpenCV .* can't run .*broken\.onnx"):
+        OpenCVTracker("vit", PRESETS["vit"].replace(model=str(broken)))
+    backbone, _ = onnx_files.write_nano(tmp_path)
+    with pytest.raises(WeightsError, match=r"can't run .*backbone\.onnx"):
+        OpenCVTracker("vit", PRESETS["vit"].replace(model=str(backbone)))
 
 
 @pytest.mark.parametrize("name", ["csrt", "kcf"])

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 
-from tracker_ros.errors import WeightsMissing
-from tracker_ros.geometry.boxes import Box
+from tracker_ros.errors import WeightsError, WeightsMissing
+from tracker_ros.geometry.boxes import MIN_SIDE, Box, InvalidBox
 from tracker_ros.trackers.appearance import Appearance, Likeness, search_region
 from tracker_ros.trackers.base import Estimate, Frame, InvalidOption, Tracker, TrackerOptions, TrackState, option
 from tracker_ros.trackers.profile import NULL_TIMER, NullTimer
@@ -50,16 +51,20 @@ class OpenCVOptions(TrackerOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class NanoOptions(OpenCVOptions):
-    """Options of NanoTrack: your two ONNX files."""
+    """Options of NanoTrack: your two ONNX files. The scores are the network's own."""
 
+    good_score: float = option(0.5, "a frame scoring at least this counts as seen", low=0.0, high=1.0)
+    bad_score: float = option(0.25, "a frame scoring below this counts towards LOST", low=0.0, high=1.0)
     backbone_model: str = option("", "NanoTrack's backbone (.onnx)")
     head_model: str = option("", "NanoTrack's neck and head (.onnx)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VitOptions(OpenCVOptions):
-    """Options of VitTrack: your ONNX file."""
+    """Options of VitTrack: your ONNX file. The scores are the network's own, weighted by its window."""
 
+    good_score: float = option(0.4, "a frame scoring at least this counts as seen", low=0.0, high=1.0)
+    bad_score: float = option(0.2, "a frame scoring below this counts towards LOST", low=0.0, high=1.0)
     model: str = option("", "VitTrack's network (.onnx)")
 
 
@@ -109,6 +114,7 @@ class OpenCVTracker(Tracker[OpenCVTarget]):
     Raises:
         OpenCVTrackerMissing: the installed OpenCV was built without it.
         WeightsMissing: an ONNX file is not set or not there.
+        WeightsError: OpenCV can't run the network in it.
     """
 
     options: OpenCVOptions
@@ -119,10 +125,30 @@ class OpenCVTracker(Tracker[OpenCVTarget]):
         if options.bad_score > options.good_score:
             raise InvalidOption(f"bad_score {options.bad_score} must not exceed good_score {options.good_score}")
         self._make = _maker(name, options)
-        self._make()
+        self._has_score = isinstance(options, NanoOptions | VitOptions)
+        if self._has_score:
+            self._try_network()
+
+    def _try_network(self) -> None:
+        """Let OpenCV run the user's network once, as it tells only then whether it can."""
+        frame = np.random.RandomState(0).randint(0, 255, (128, 128, 3)).astype(np.uint8)
+        try:
+            tracker = self._make()
+            tracker.init(frame, (48, 48, 32, 32))
+            tracker.update(frame)
+        except cv2.error as error:
+            fields = ("backbone_model", "head_model", "model")
+            files = [getattr(self.options, field) for field in fields if hasattr(self.options, field)]
+            raise WeightsError(
+                f"tracker '{self.name}': OpenCV {cv2.__version__} can't run {' and '.join(files)}: {error}"
+            ) from error
 
     def start(self, frame: Frame, boxes: Sequence[Box]) -> list[OpenCVTarget]:
-        """Start one OpenCV tracker a box; see `Tracker.start`."""
+        """Start one OpenCV tracker a box; see `Tracker.start`.
+
+        Raises:
+            InvalidBox: OpenCV can't start on a box.
+        """
         thresholds = ConfidenceThresholds(
             good_score=self.options.good_score,
             bad_score=self.options.bad_score,
@@ -175,10 +201,14 @@ class OpenCVTracker(Tracker[OpenCVTarget]):
         """A new OpenCV tracker on the part of `box` inside the frame, and that part in whole pixels."""
         height, width = frame.shape[:2]
         part = box.clip(width, height)
-        x, y = min(round(part.x), width - 2), min(round(part.y), height - 2)
-        w, h = max(2, min(round(part.w), width - x)), max(2, min(round(part.h), height - y))
+        least = int(MIN_SIDE)
+        x, y = min(round(part.x), width - least), min(round(part.y), height - least)
+        w, h = max(least, min(round(part.w), width - x)), max(least, min(round(part.h), height - y))
         tracker = self._make()
-        tracker.init(frame, (x, y, w, h))
+        try:
+            tracker.init(frame, (x, y, w, h))
+        except cv2.error as error:
+            raise InvalidBox(f"OpenCV's {self.name} can't start on x={x} y={y} w={w} h={h}: {error}") from error
         return tracker, Box(x, y, w, h)
 
     def _update(self, target: OpenCVTarget, frame: Frame) -> tuple[Box | None, float | None]:
@@ -186,13 +216,13 @@ class OpenCVTracker(Tracker[OpenCVTarget]):
         try:
             ok, rectangle = target.tracker.update(frame)
         except cv2.error:
-            # CSRT and KCF refuse to look at a patch that has left the image.
-            return None, None
-        if not ok or rectangle[2] <= 0 or rectangle[3] <= 0:
+            # They refuse to look at a patch that has left the image.
             return None, None
         own_score = None
-        if self.name in ("nano", "vit"):
+        if self._has_score:
             own_score = float(min(max(target.tracker.getTrackingScore(), 0.0), 1.0))
+        if not ok or rectangle[2] <= 0 or rectangle[3] <= 0:
+            return None, own_score
         x, y, w, h = map(float, rectangle)
         if self.name == "kcf":
             # KCF keeps its size but cuts the box at the image's border: put back what was cut.
@@ -216,9 +246,9 @@ class OpenCVTracker(Tracker[OpenCVTarget]):
 
 
 def _score(found: Box | None, own_score: float | None, likeness: Likeness) -> float:
-    if found is None:
-        return 0.0
-    return likeness.score if own_score is None else own_score
+    if own_score is not None:
+        return own_score
+    return 0.0 if found is None else likeness.score
 
 
 def _maker(name: str, options: OpenCVOptions) -> Callable[[], Any]:
@@ -231,6 +261,12 @@ def _maker(name: str, options: OpenCVOptions) -> Callable[[], Any]:
     if isinstance(options, VitOptions):
         vit, params = _find("TrackerVit_create", "4.9"), _find("TrackerVit_Params", "4.9")()
         params.net = _model(name, "model", options.model)
+        if (4, 11) <= _version() <= (5, 0):
+            # These versions invert the deviations as a quaternion instead of one by one, so the network would see a
+            # negative of the image in two channels. A quaternion's inverse is its own inverse: give them that.
+            inverse = [1 / deviation for deviation in params.stdvalue[:3]]
+            norm = sum(v * v for v in inverse)
+            params.stdvalue = (inverse[0] / norm, -inverse[1] / norm, -inverse[2] / norm, 0.0)
         return lambda: vit(params)
     return _find({"csrt": "TrackerCSRT_create", "kcf": "TrackerKCF_create"}[name])
 
@@ -248,6 +284,12 @@ def _find(attribute: str, since: str | None = None) -> Callable[..., Any]:
         f"OpenCV {cv2.__version__} was built without its contrib modules, so it has no {kind}; "
         "install opencv-contrib-python-headless in place of opencv-python-headless, or Debian's python3-opencv"
     )
+
+
+def _version() -> tuple[int, int]:
+    """Major and minor version of OpenCV."""
+    major, minor = cv2.__version__.split(".")[:2]
+    return int(major), int(minor)
 
 
 def _model(tracker: str, field: str, path: str) -> str:
