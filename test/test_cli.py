@@ -116,6 +116,15 @@ def test_evaluate_from_the_command_line(sequence: Path, tmp_path: Path, capsys) 
 
 
 @needs_contrib
+def test_evaluate_starts_only_when_all_trackers_can_be_built(sequence: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    arguments = ["evaluate", "--tracker", "kcf", "nano", "--sequences", str(sequence.parent), "--out", str(out)]
+    assert cli.main(arguments) == 2
+    assert "'nano' needs your ONNX file" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@needs_contrib
 @pytest.mark.parametrize("source", ["flight", "sequence"])
 def test_benchmark_from_the_command_line(source: str, sequence: Path, tmp_path: Path, capsys) -> None:
     file = tmp_path / "numbers" / "benchmark.json"

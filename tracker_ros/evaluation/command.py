@@ -48,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--jobs must be at least 1, and exactly 1 with --realtime, as processes slow each other")
     specs = parse_specs(args.tracker, args.settings, args.device)
     sequences = find_sequences(args.sequences, args.only, args.exclude, one_based=args.one_based)
+    for spec in specs:
+        spec.create()  # one that can't be built should say so now, not after the others have run
     total = len(specs) * sum(len(s) for s in sequences)
     # In a log file, where a bar cannot be drawn over, one line every ten seconds is enough.
     pause = 0.1 if sys.stderr.isatty() else 10.0
