@@ -54,6 +54,7 @@ def test_all_measures_of_a_sequence() -> None:
     scores = metrics.evaluate(BOXES, TRUTH, (100, 100))
     assert scores.frames == 4
     assert scores.auc == pytest.approx(37 / 84)
+    assert scores.auc_later == pytest.approx(17 / 63)
     assert scores.precision == 0.75
     assert scores.normalized_precision == 0.25
     assert scores.op50 == 0.25
@@ -74,7 +75,10 @@ def test_got10k_measures_only_what_lies_in_the_image() -> None:
 
 
 def test_one_frame_has_no_got10k_measures() -> None:
-    assert math.isnan(metrics.evaluate(TRUTH[:1], TRUTH[:1], (100, 100)).ao)
+    scores = metrics.evaluate(TRUTH[:1], TRUTH[:1], (100, 100))
+    assert math.isnan(scores.ao)
+    assert math.isnan(scores.auc_later)
+    assert scores.auc == pytest.approx(20 / 21)
 
 
 def test_state_decisions() -> None:

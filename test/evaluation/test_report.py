@@ -79,7 +79,7 @@ def test_reliability_sorts_frames_by_score(pair, tracks) -> None:
 
 def test_table_ranks_by_auc(pair, tracks) -> None:
     lines = reports.table(reports.summarize(tracks, pair, realtime=30)).splitlines()
-    assert lines[0].split()[:3] == ["tracker", "AUC", "Prec"]
+    assert lines[0].split()[:4] == ["tracker", "AUC", "AUC*", "Prec"]
     assert lines[1].split()[:2] == ["good", "0.952"]
     assert lines[2].split()[0] == "bad"
     assert any(line.split() == ["short", "0.952", "0.317"] for line in lines)

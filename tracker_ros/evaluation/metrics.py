@@ -62,7 +62,8 @@ class Scores:
 
     Attributes:
         frames: frames with truth.
-        auc: mean of the success curve.
+        auc: mean of the success curve; the first frame, whose box is given, counts, as in OTB.
+        auc_later: the same without the first frame.
         precision: part of the frames whose centre is at most 20 px off.
         normalized_precision: part of the frames whose centre is at most 0.2 target sizes off (LaSOT).
         op50, op75: parts of the frames with an IoU above 0.5 and 0.75.
@@ -73,6 +74,7 @@ class Scores:
 
     frames: int
     auc: float
+    auc_later: float
     precision: float
     normalized_precision: float
     op50: float
@@ -101,6 +103,7 @@ def evaluate(boxes: Array, truth: Array, size: tuple[int, int]) -> Scores:
     return Scores(
         frames=len(ious),
         auc=float(success.mean()),
+        auc_later=float(success_curve(ious[1:]).mean()) if len(ious) > 1 else float("nan"),
         precision=float(precisions[20]),
         normalized_precision=float(normalized[20]),
         op50=float((ious > 0.5).mean()),

@@ -19,7 +19,7 @@ from tracker_ros.evaluation.plots import draw_curves, draw_strip
 from tracker_ros.evaluation.runs import Track
 
 #: Measures that are averaged over the sequences.
-MEASURES = ("auc", "precision", "normalized_precision", "op50", "op75")
+MEASURES = ("auc", "auc_later", "precision", "normalized_precision", "op50", "op75")
 #: Measures over the frames of all sequences, as the GOT-10k toolkit pools them.
 POOLED = ("ao", "sr50", "sr75")
 #: How true the states are; see `metrics.StateDecisions`.
@@ -27,6 +27,7 @@ STATES = ("precision", "recall", "false_alarms", "silent_misses")
 CURVES = ("success", "precisions", "normalized_precisions")
 
 _LEGEND = (
+    "AUC*: AUC without the first frame, whose box is given.\n"
     "LostP, LostR: precision and recall of LOST on frames without the target. LostHit: hits (IoU > 0.5) called LOST.\n"
     "SilMiss: misses (no overlap, or no target) called TRACKING. skip: frames that the tracker did not look at."
 )
@@ -67,7 +68,7 @@ def _summarize(tracks: Mapping[str, Track], sequences: Sequence[seq.Sequence]) -
         per_sequence[name] = {**numbers, "states": _decisions(states[name])}
     return {
         "mean": {
-            **{key: float(np.mean([getattr(own, key) for own in scores.values()])) for key in MEASURES},
+            **{key: float(np.nanmean([getattr(own, key) for own in scores.values()])) for key in MEASURES},
             **{key: np.mean([getattr(own, key) for own in scores.values()], axis=0).tolist() for key in CURVES},
         },
         "pooled": {
@@ -115,7 +116,21 @@ def table(report: Mapping[str, Any], *, per_sequence: bool = True) -> str:
     """The report as text: a row a tracker, best AUC first, then the AUC of every sequence."""
     ranked = sorted(report["trackers"].items(), key=lambda item: -item[1]["mean"]["auc"])
     width = max([len("tracker"), *(len(label) for label, _ in ranked)]) + 2
-    heads = ["AUC", "Prec", "NPrec", "OP50", "OP75", "AO", "SR50", "SR75", "LostP", "LostR", "LostHit", "SilMiss"]
+    heads = [
+        "AUC",
+        "AUC*",
+        "Prec",
+        "NPrec",
+        "OP50",
+        "OP75",
+        "AO",
+        "SR50",
+        "SR75",
+        "LostP",
+        "LostR",
+        "LostHit",
+        "SilMiss",
+    ]
     heads += ["ms p50", "ms p99", "skip"]
     lines = ["tracker".ljust(width) + "".join(head.rjust(8) for head in heads)]
     for label, own in ranked:
