@@ -309,7 +309,7 @@ class Graph:
                 message = (make or self.image)()
                 self.images.publish(message)
                 sent.append(message)
-                due = max(due + 1 / rate, time.monotonic() - 1 / rate)
+                due = max(due + 1 / rate, time.monotonic() + 0.5 / rate)  # A camera sends no bursts.
                 stop.wait(max(0.0, due - time.monotonic()))
 
         thread = threading.Thread(target=run, daemon=True)

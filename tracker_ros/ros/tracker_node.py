@@ -691,7 +691,7 @@ def main(args: list[str] | None = None) -> int:
         executor.shutdown()
         if node is not None:
             node.destroy_node()
-        rclpy.try_shutdown()
+        rclpy.get_default_context().try_shutdown()
         signal.signal(signal.SIGINT, previous)
     return 0
 
