@@ -25,7 +25,8 @@ STILL = Entry("still", "stays", lambda: (_Still, TrackerOptions()))
 
 
 def test_names_are_those_of_the_presets() -> None:
-    assert tracker_ros.tracker_names() == ["dimp18", "dimp50", "csrt", "kcf", "nano", "vit"]
+    assert {"dimp18", "dimp50", "csrt", "kcf", "nano", "vit"} <= set(tracker_ros.tracker_names())
+    assert tracker_ros.tracker_names()[0] == "dimp18"
 
 
 def test_looking_up_names_imports_neither_torch_nor_opencv() -> None:

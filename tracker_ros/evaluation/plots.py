@@ -26,6 +26,7 @@ def draw_curves(
     y_label: str,
     curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
     size: tuple[int, int] = (900, 640),
+    x_max: float | None = None,
 ) -> Frame:
     """Draw curves whose y lies in ``[0, 1]``.
 
@@ -33,6 +34,7 @@ def draw_curves(
         title, x_label, y_label: texts (ASCII).
         curves: legend text -> x and y values (of one length; points with a NaN are left out), drawn in this order.
         size: width and height of the picture in pixels.
+        x_max: end of the x axis; None: the largest x.
 
     Returns:
         HxWx3 uint8, BGR.
@@ -41,7 +43,7 @@ def draw_curves(
     left, top, right, bottom = 80, 50, width - 30, height - 70
     # Drawn at twice the size and then shrunk: OpenCV's own smoothing leaves thin lines ragged.
     image = np.full((2 * height, 2 * width, 3), 255, np.uint8)
-    x_max = max((float(np.nanmax(x)) for x, _ in curves.values()), default=1.0) or 1.0
+    x_max = x_max or max((float(np.nanmax(x)) for x, _ in curves.values()), default=1.0) or 1.0
 
     def place(x: float, y: float) -> tuple[int, int]:
         return round(2 * (left + x / x_max * (right - left))), round(2 * (bottom - y * (bottom - top)))

@@ -208,7 +208,7 @@ def plots(report: Mapping[str, Any]) -> dict[str, NDArray[np.uint8]]:
             f"Normalised precision, {count} sequences [at 0.2]", "centre error threshold (target sizes)", "precision",
             curves("normalized_precisions", metrics.NORMALIZED_THRESHOLDS, "normalized_precision"),
         ),
-        "reliability": draw_curves("Reliability of the score", "score", "mean IoU", trust),
+        "reliability": draw_curves("Reliability of the score", "score", "mean IoU", trust, x_max=1.0),
     }  # fmt: skip
 
 
