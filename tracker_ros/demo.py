@@ -220,8 +220,8 @@ def environment() -> dict[str, str]:
         env |= dict.fromkeys(profiles, str(profile))
     if env.get("ROS_DISTRO") == "humble":
         env.setdefault("ROS_LOCALHOST_ONLY", "1")
-    else:
-        env.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    elif env.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST") == "LOCALHOST":
+        env.pop("ROS_LOCALHOST_ONLY", None)  # Humble's name for the same; where both are set, Jazzy warns
     if "ROS_DOMAIN_ID" not in env:
         env["ROS_DOMAIN_ID"] = str(free_domain())
     return env
@@ -369,7 +369,12 @@ def perform(plan: Plan) -> tuple[dict[str, Any], bool]:
     for path in (*(out / name for name in _PRODUCTS), *logs.glob("*.log")):
         path.unlink(missing_ok=True)
     env = environment()
-    os.environ.update({key: env[key] for key in env if key.startswith(("ROS_", "FASTRTPS_", "FASTDDS_"))})
+    for key in {*os.environ, *env}:  # what is done in this process must be in the same graph
+        if key.startswith(("ROS_", "FASTRTPS_", "FASTDDS_")):
+            if key in env:
+                os.environ[key] = env[key]
+            else:
+                del os.environ[key]
     print(f"ROS domain {env['ROS_DOMAIN_ID']}; logs in {logs}", flush=True)
     processes: dict[str, Process] = {}
     try:

@@ -70,6 +70,13 @@ class Entry:
     result: Result | None = None
     frame: int = -1
 
+    @property
+    def overlap(self) -> float | None:
+        """IoU of the box with the truth; None without both, or where the box is not meant (LOST)."""
+        if self.box is None or self.truth is None or self.result is None or self.result.state is TrackState.LOST:
+            return None
+        return iou(self.box, self.truth)
+
 
 class Timeline:
     """Entries by their stamps. Nothing is lost that comes late, and nothing is drawn before it is settled.
@@ -166,8 +173,8 @@ class Artist:
         else:
             _outline(picture, entry.truth, _TRUTH_COLOUR)
             text = "truth: white"
-            if entry.box is not None and entry.result is not None:
-                text += f", IoU {iou(entry.box, entry.truth):.2f}"
+            if entry.overlap is not None:
+                text += f", IoU {entry.overlap:.2f}"
         scale, pad = max(0.3, 0.5 * unit), round(6 * unit) + 1
         (width, height), _ = cv2.getTextSize(text, _FONT, scale, 1)
         bottom = picture.shape[0]
@@ -263,7 +270,7 @@ def key_moments(entries: Sequence[Entry], count: int) -> list[tuple[int, str]]:
         add(absence.last + 1, "target returns")
         if absence.regained_after is not None:
             add(absence.last + 1 + absence.regained_after, "regained")
-    overlaps = [(iou(e.box, e.truth), k) for k, e in enumerate(entries) if e.box and e.truth and k in set(tracked)]
+    overlaps = [(value, k) for k in tracked if (value := entries[k].overlap) is not None]
     if overlaps:
         add(min(overlaps)[1], "smallest overlap")
     told = set(moments)
@@ -277,9 +284,10 @@ def key_moments(entries: Sequence[Entry], count: int) -> list[tuple[int, str]]:
         chosen.pop(min(gaps)[2] + 1)
     taken = {k for k, _ in chosen}
     for k in np.linspace(0, len(entries) - 1, max(0, count - len(chosen)) + 2)[1:-1].round().astype(int):
-        if int(k) not in taken:
-            taken.add(int(k))
-            chosen.append((int(k), ""))
+        free = min((j for j in range(len(entries)) if j not in taken), key=lambda j: abs(j - int(k)), default=None)
+        if free is not None:
+            taken.add(free)
+            chosen.append((free, ""))
     return sorted(chosen)[:count]
 
 
@@ -320,10 +328,9 @@ def write_sheet(path: Path, video: VideoFile, entries: Sequence[Entry]) -> None:
             k = wanted[number]
             if good:
                 seconds = (entries[k].stamp - start) / 1e9
-                box, truth, result = entries[k].box, entries[k].truth, entries[k].result
                 what = f"  {texts[k]}" if texts[k] else ""
-                if box is not None and truth is not None and result is not None:
-                    what += f"  IoU {iou(box, truth):.2f}"
+                if (value := entries[k].overlap) is not None:
+                    what += f"  IoU {value:.2f}"
                 tiles.append((np.asarray(picture, np.uint8), f"image {number}  {seconds:.1f} s{what}"))
     capture.release()
     if not tiles or not cv2.imwrite(str(path), contact_sheet(tiles)):
@@ -409,7 +416,7 @@ def summarize(entries: Sequence[Entry], sent: Sent | None) -> dict[str, Any]:
                 "score": number(e.result.score) if e.result else None,
                 "box": [round(v, 2) for v in e.box] if e.box else None,
                 "truth": [round(v, 2) for v in e.truth] if e.truth else None,
-                "iou": number(iou(e.box, e.truth)) if e.box and e.truth else None,
+                "iou": number(e.overlap),
                 "latency_ms": number(e.latency * 1e3, 2),
             }
             for k, e in enumerate(entries)
