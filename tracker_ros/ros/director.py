@@ -70,7 +70,7 @@ class Director:
     def __exit__(self, *error: object) -> None:
         self._executor.shutdown()
         self._node.destroy_node()
-        rclpy.try_shutdown()
+        rclpy.get_default_context().try_shutdown()
 
     def spin(self, seconds: float) -> None:
         """Let messages come in for a while; raises if a process has ended."""

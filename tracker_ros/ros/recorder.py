@@ -258,7 +258,7 @@ def main(args: list[str] | None = None) -> int:
     finally:
         if recorder is not None:
             recorder.destroy_node()
-        rclpy.try_shutdown()
+        rclpy.get_default_context().try_shutdown()
     return 0
 
 

@@ -256,5 +256,5 @@ def run_source(name: str, specs: tuple[Spec, ...], open_clip: Callable[[Node], C
     finally:
         if source is not None:
             source.destroy_node()
-        rclpy.try_shutdown()
+        rclpy.get_default_context().try_shutdown()
     return 0
