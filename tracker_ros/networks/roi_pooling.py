@@ -8,7 +8,10 @@ pooling two matrix products, and its derivative by the box a closed form.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -55,3 +58,66 @@ def precise_roi_pool(features: Tensor, boxes: Tensor, size: int, stride: float) 
     rows = features.reshape(batch, channels * height, width) @ weights_x.reshape(batch, count * size, width).mT
     rows = rows.reshape(batch, channels, height, count, size).permute(0, 3, 1, 4, 2)  # B N C Px H
     return (rows @ weights_y.unsqueeze(2).mT).mT
+
+
+class Taps(NamedTuple):
+    """Which cells of a map each bin of N boxes reads, and how much of each: a sparse matrix, one row a bin.
+
+    Attributes:
+        cells: flat index of the cells (row * width + column), bin by bin.
+        weights: their weights.
+        offsets: (N P P + 1) where each bin's cells begin, boxes first, then bin rows, then bin columns.
+        bins: bins a box, P * P.
+    """
+
+    cells: Tensor
+    weights: Tensor
+    offsets: Tensor
+    bins: int
+
+
+def roi_taps(boxes: Tensor, size: int, stride: float, rows: int, columns: int) -> Taps:
+    """The cells that precise RoI pooling of Nx4 boxes reads (arguments as in `precise_roi_pool`).
+
+    A bin covers a few cells, so most weights of the matrix products are zero; maps that share their boxes share them.
+    """
+    scaled = boxes / stride
+    axes = []
+    for axis, cells in ((1, rows), (0, columns)):
+        dense = bin_weights(bin_edges(scaled[:, axis], scaled[:, 2 + axis], size), cells)  # N P L
+        read = dense != 0
+        span = max(int(read.sum(-1).max()), 1)
+        index = read.byte().argmax(-1, keepdim=True) + torch.arange(span, device=boxes.device)
+        inside = index < cells
+        index = index.clamp_max(cells - 1)
+        axes.append((index, dense.gather(-1, index) * inside))
+    (y, weight_y), (x, weight_x) = axes
+    weights = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]  # N Py Px Ky Kx
+    flat = (y * columns)[:, :, None, :, None] + x[:, None, :, None, :]
+    used = weights != 0
+    count = used.sum((-2, -1)).flatten()
+    offsets = torch.cat([count.new_zeros(1), count.cumsum(0)])
+    return Taps(flat[used], weights[used], offsets, size * size)
+
+
+def pool_taps(table: Tensor, taps: Taps, start: int, stop: int) -> Tensor:
+    """Precise RoI pooling of boxes `start` to `stop` by their taps.
+
+    Args:
+        table: (H W)xC, the map with its channels last.
+        taps: of the boxes on this map.
+        start, stop: range of boxes; a few at a time keep the result in the processor's cache.
+
+    Returns:
+        (stop - start) x P^2 x C.
+    """
+    offsets = taps.offsets[start * taps.bins : stop * taps.bins + 1]
+    first, last = int(offsets[0]), int(offsets[-1])
+    pooled = F.embedding_bag(
+        taps.cells[first:last],
+        table,
+        offsets[:-1] - first,
+        mode="sum",
+        per_sample_weights=taps.weights[first:last],
+    )
+    return pooled.reshape(stop - start, taps.bins, -1)

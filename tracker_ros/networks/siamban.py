@@ -1,0 +1,101 @@
+"""SiamBAN (Chen et al., CVPR 2020; SiamRN, sections 3.1 and 3.5): SiamRPN++ without anchors.
+
+Every cell predicts whether it lies on the target and how far the target's four sides are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from tracker_ros.networks.correlation import DepthwiseBranch
+from tracker_ros.networks.resnet_dilated import DILATED_RESNET50
+from tracker_ros.networks.siamese import BackboneConfig, Kernels, Maps, SiameseNet, central, mix
+
+
+@dataclass(frozen=True)
+class SiamBANConfig:
+    """Shape of a SiamBAN network.
+
+    Attributes:
+        backbone: AlexNet or dilated ResNet.
+        neck: channels behind the neck; 0: none.
+        hidden: channels inside the head.
+    """
+
+    backbone: BackboneConfig
+    neck: int = 256
+    hidden: int = 256
+
+
+SIAMBAN_R50 = SiamBANConfig(DILATED_RESNET50)
+
+
+class BoxHead(nn.Module):
+    """Head of one level: 2 class and 4 location channels a cell."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.cls = DepthwiseBranch(channels, 2, hidden)
+        self.loc = DepthwiseBranch(channels, 4, hidden)
+
+
+class SiamBANNet(SiameseNet):
+    """SiamBAN: everything that is trained."""
+
+    def __init__(self, config: SiamBANConfig) -> None:
+        super().__init__(config.backbone, config.neck)
+        self.config = config
+        self.heads = nn.ModuleList(BoxHead(channels, config.hidden) for channels in self.channels)
+        self.cls_fusion = nn.Parameter(torch.zeros(len(self.heads)))
+        self.loc_fusion = nn.Parameter(torch.zeros(len(self.heads)))
+        #: Factor of each level's location outputs before the exponential.
+        self.loc_scales = nn.Parameter(torch.ones(len(self.heads)))
+
+    @property
+    def levels(self) -> list[BoxHead]:
+        """The heads, one a level."""
+        return cast("list[BoxHead]", list(self.heads))
+
+    def convolutions(self) -> list[nn.Module]:
+        """The parts that run on every frame's whole crop, for which half precision suffices."""
+        return [*super().convolutions(), *(branch.search for head in self.levels for branch in (head.cls, head.loc))]
+
+    def template(self, crops: Tensor) -> Kernels:
+        """Kernels of targets from their template crops, Tx3x127x127."""
+        return self.kernels(self.features(crops))
+
+    def kernels(self, features: list[Tensor]) -> Kernels:
+        """Kernels of targets from the features of their template crops, one map a level."""
+        inner = [central(level).float() for level in features]
+        cls = [head.cls.kernel(level) for head, level in zip(self.levels, inner, strict=True)]
+        loc = [head.loc.kernel(level) for head, level in zip(self.levels, inner, strict=True)]
+        return Kernels(torch.stack(cls, 1), torch.stack(loc, 1))
+
+    def forward(self, crops: Tensor, kernels: Kernels) -> Maps:
+        """Search crops Bx3xHxW and the kernels of B targets to their maps, N = S * S."""
+        features = self.features(crops)
+        return Maps(self.classify(self.correlate(features, kernels)), self.locate(features, kernels))
+
+    def correlate(self, features: list[Tensor], kernels: Kernels) -> list[Tensor]:
+        """Correlation features of the classification branch, one BxCxSxS a level."""
+        return [
+            head.cls.correlate(level, kernels.cls[:, i])
+            for i, (head, level) in enumerate(zip(self.levels, features, strict=True))
+        ]
+
+    def classify(self, correlations: list[Tensor]) -> Tensor:
+        """Class logits from the correlation features (one BxCxSxS a level): Bx2xN."""
+        outputs = [head.cls.output(head.cls.hidden(maps)) for head, maps in zip(self.levels, correlations, strict=True)]
+        return mix(outputs, self.cls_fusion).flatten(2)
+
+    def locate(self, features: list[Tensor], kernels: Kernels) -> Tensor:
+        """Distances of the target's sides from every point in crop pixels, Bx4xN; averaged after the exponential."""
+        outputs = [
+            torch.exp(head.loc(level, kernels.loc[:, i]) * self.loc_scales[i])
+            for i, (head, level) in enumerate(zip(self.levels, features, strict=True))
+        ]
+        return mix(outputs, self.loc_fusion).flatten(2)
