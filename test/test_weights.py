@@ -13,6 +13,7 @@ from torch import nn
 from tracker_ros import weights
 from tracker_ros.errors import WeightsError, WeightsMissing
 from tracker_ros.networks.dimp import DIMP18, DiMPNet
+from tracker_ros.networks.published import DIMP_NAMES
 
 
 def _net() -> nn.Sequential:
@@ -149,7 +150,7 @@ def test_import_command_writes_a_file_that_loads(tmp_path: Path, capsys: pytest.
     state = {}
     for key, value in net.state_dict().items():
         published = next(
-            p + key[len(ours) :] for p, ours in weights.DIMP_NAMES if ours is not None and key.startswith(ours)
+            p + key[len(ours) :] for p, ours in DIMP_NAMES if ours is not None and key.startswith(ours)
         )
         state[published] = value.reshape(1, -1, 1, 1) if key.endswith("coefficients") else value
     state["feature_extractor.layer4.0.conv1.weight"] = torch.ones(1)

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tracker_ros.errors import WeightsError, WeightsMissing
+from tracker_ros.networks.published import Converter
 
 FORMAT = "tracker_ros-1"
 
@@ -297,64 +298,22 @@ def _read_legacy(path: Path) -> Any:
     return result
 
 
-#: Published prefix to ours, first match wins; an empty replacement drops the tensor (parts of the published network that nothing evaluates).
-DIMP_NAMES = (
-    ("feature_extractor.layer4.", None),
-    ("feature_extractor.fc.", None),
-    ("feature_extractor.", "backbone."),
-    ("classifier.filter_initializer.filter_conv.", "classifier.initializer.conv."),
-    ("classifier.filter_optimizer.label_map_predictor.weight", "classifier.optimizer.label.coefficients"),
-    ("classifier.filter_optimizer.target_mask_predictor.0.weight", "classifier.optimizer.mask.coefficients"),
-    ("classifier.filter_optimizer.spatial_weight_predictor.weight", "classifier.optimizer.weight.coefficients"),
-    ("classifier.filter_optimizer.", "classifier.optimizer."),
-    ("classifier.feature_extractor.", "classifier.features."),
-    ("bb_regressor.conv3_1r.", "iou_net.reference8."),
-    ("bb_regressor.conv4_1r.", "iou_net.reference16."),
-    ("bb_regressor.fc3_1r.", "iou_net.reference8_fc."),
-    ("bb_regressor.fc34_3r.", "iou_net.modulation8."),
-    ("bb_regressor.fc34_4r.", "iou_net.modulation16."),
-    ("bb_regressor.conv3_1t.", "iou_net.test8.0."),
-    ("bb_regressor.conv3_2t.", "iou_net.test8.1."),
-    ("bb_regressor.conv4_1t.", "iou_net.test16.0."),
-    ("bb_regressor.conv4_2t.", "iou_net.test16.1."),
-    ("bb_regressor.fc3_rt.", "iou_net.fc8."),
-    ("bb_regressor.fc4_rt.", "iou_net.fc16."),
-    ("bb_regressor.iou_predictor.", "iou_net.predictor."),
-)
-
-
-def convert_dimp(checkpoint: Any) -> dict[str, Tensor]:
-    """Names of a published DiMP checkpoint (``{"net": state_dict, ...}`` or the state dict itself) to ours.
-
-    Raises:
-        WeightsError: there is no state dict, or a tensor that DiMP does not have.
-    """
-    state = checkpoint.get("net", checkpoint) if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise WeightsError("no state dict was found under 'net': this is not a DiMP checkpoint")
-    tensors: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if key.endswith("num_batches_tracked"):
-            continue
-        for published, ours in DIMP_NAMES:
-            if key.startswith(published):
-                if ours is not None:
-                    name = ours + key[len(published) :]
-                    tensors[name] = value.reshape(-1) if name.endswith("coefficients") else value
-                break
-        else:
-            raise WeightsError(f"tensor '{key}' is not one of DiMP's: this is another network's checkpoint")
-    return {key: value.float() for key, value in tensors.items()}
-
-
-def importers() -> dict[str, tuple[Callable[[], nn.Module], Callable[[Any], dict[str, Tensor]]]]:
+def importers() -> dict[str, tuple[Callable[[], nn.Module], Converter]]:
     """Network name to (builder of the module, converter of a published checkpoint)."""
-    from tracker_ros.networks.dimp import DIMP18, DIMP50, DiMPNet
+    from tracker_ros.networks import clnet, dimp, published, siamban, siamrn, siamrpn
 
-    return {
-        "dimp18": (lambda: DiMPNet(DIMP18), convert_dimp),
-        "dimp50": (lambda: DiMPNet(DIMP50), convert_dimp),
+    builders: dict[str, Callable[[], nn.Module]] = {
+        "dimp18": lambda: dimp.DiMPNet(dimp.DIMP18),
+        "dimp50": lambda: dimp.DiMPNet(dimp.DIMP50),
+        "siamrpn_alex_dw": lambda: siamrpn.SiamRPNNet(siamrpn.SIAMRPN_ALEX_DW),
+        "siamrpn_alex_up": lambda: siamrpn.SiamRPNNet(siamrpn.SIAMRPN_ALEX_UP),
+        "siamrpn_big_up": lambda: siamrpn.SiamRPNNet(siamrpn.SIAMRPN_BIG_UP),
+        "siamrpnpp_r50": lambda: siamrpn.SiamRPNNet(siamrpn.SIAMRPNPP_R50),
+        "clnet_r50": lambda: clnet.CLNet(clnet.CLNET_R50),
+        "siamban_r50": lambda: siamban.SiamBANNet(siamban.SIAMBAN_R50),
+        "siamrn_r50": lambda: siamrn.SiamRNNet(siamrn.SIAMRN_R50),
     }
+    return {name: (build, published.CONVERTERS[name]) for name, build in builders.items()}
 
 
 def import_checkpoint(path: str | Path, network: str) -> nn.Module:
