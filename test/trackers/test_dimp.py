@@ -22,7 +22,6 @@ from tracker_ros.trackers.dimp import (
     _blur,
     _crop_center,
     _rotate,
-    _scan_positions,
 )
 
 
@@ -185,14 +184,6 @@ def test_refusals(tmp_path: object) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(DeviceError, match="0 CUDA devices"):
             DiMP("dimp18", DiMPOptions(device="cuda:3"), DiMPNet(DIMP18))
-
-
-def test_scan_covers_the_image() -> None:
-    positions = _scan_positions(640, 200, 120)
-    assert positions[0] == 100
-    assert positions[-1] == 540
-    assert max(np.diff(positions)) <= 120
-    assert _scan_positions(150, 200, 120) == [75]
 
 
 def test_augmentations_move_the_image_as_they_say() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -73,11 +74,16 @@ def window(cx: float, cy: float, side: float, output: int) -> Window:
     return Window(x, y, covered, left, top, size, step, offset_x, offset_y, output)
 
 
-def cut(image: NDArray[np.uint8], w: Window) -> NDArray[np.uint8]:
-    """The pixels of a window: `size` x `size` x channels, the image's border replicated where it reaches beyond.
+def cut(image: NDArray[np.uint8], w: Window, fill: Sequence[int] | None = None) -> NDArray[np.uint8]:
+    """The pixels of a window: `size` x `size` x channels.
 
-    A view of `image` where the window lies inside and is not decimated. A window entirely outside the image shows
-    the nearest border pixels.
+    A view of `image` where the window lies inside and is not decimated.
+
+    Args:
+        image: HxWxC.
+        w: the window.
+        fill: colour where the window reaches beyond the image, a value a channel; None replicates the image's border
+            (a window entirely outside then shows the nearest border pixels).
     """
     grid = image[w.offset_y :: w.step, w.offset_x :: w.step]
     height, width = grid.shape[:2]
@@ -88,5 +94,11 @@ def cut(image: NDArray[np.uint8], w: Window) -> NDArray[np.uint8]:
     pad = (max(y0 - top, 0), max(bottom - y1, 0), max(x0 - left, 0), max(right - x1, 0))
     if not any(pad):
         return inside
-    padded = cv2.copyMakeBorder(np.ascontiguousarray(inside), *pad, cv2.BORDER_REPLICATE)
+    if fill is None:
+        padded = cv2.copyMakeBorder(np.ascontiguousarray(inside), *pad, cv2.BORDER_REPLICATE)
+    else:
+        padded = np.empty((w.size, w.size, image.shape[2]), np.uint8)
+        padded[:] = np.asarray(fill, np.uint8)
+        (y0, y1), (x0, x1) = np.clip([top, bottom], 0, height), np.clip([left, right], 0, width)
+        padded[y0 - top : y1 - top, x0 - left : x1 - left] = grid[y0:y1, x0:x1]
     return np.asarray(padded[: w.size, : w.size], np.uint8)

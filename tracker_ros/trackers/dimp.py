@@ -27,6 +27,7 @@ from torch import Tensor
 from tracker_ros import weights
 from tracker_ros.geometry.boxes import Box
 from tracker_ros.geometry.crops import Window, cut, window
+from tracker_ros.geometry.scan import scan_places
 from tracker_ros.networks.dimp import DIMP18, DIMP50, STRIDE, BackboneFeatures, DiMPConfig, DiMPNet, normalise
 from tracker_ros.networks.filter_optimizer import apply_filter
 from tracker_ros.networks.inference import choose_device, choose_dtype, prepare
@@ -486,14 +487,7 @@ class DiMP(Tracker[DiMPTarget]):
         if target.candidate or target.monitor.frames_lost <= self.options.redetect_after:
             return centers
         side = target.scale * self.options.image_size
-        # Windows overlap by a target and a half, so that one of them sees it with its surroundings.
-        stride = max(side - 1.5 * float(target.size.max()), side / 2)
-        places = [
-            np.array([x, y])
-            for y in _scan_positions(height, side, stride)
-            for x in _scan_positions(width, side, stride)
-        ]
-        places.sort(key=lambda p: float(np.abs(p - target.position).max()))
+        places = scan_places(width, height, side, float(target.size.max()), target.position)
         for _ in range(min(self.options.redetect_windows, len(places))):
             centers.append(places[target.scan % len(places)])
             target.scan += 1
@@ -663,14 +657,6 @@ def _geometry(windows: Sequence[Window], targets: Sequence[DiMPTarget]) -> NDArr
     """Centre (x, y) and scale of each window, position (x, y) and size (w, h) of the target sought in it: Bx7."""
     rows = [[*w.center, w.scale, *t.position, *t.size] for w, t in zip(windows, targets, strict=True)]
     return np.array(rows, np.float64)
-
-
-def _scan_positions(extent: int, side: float, stride: float) -> list[float]:
-    """Centres of windows of `side` pixels that cover `extent` pixels, at most `stride` apart."""
-    if side >= extent:
-        return [extent / 2]
-    count = math.ceil((extent - side) / stride) + 1
-    return [side / 2 + i * (extent - side) / (count - 1) for i in range(count)]
 
 
 def _blur(image: Tensor, sigma_y: float, sigma_x: float) -> Tensor:
