@@ -100,6 +100,30 @@ def _opencv(name: str) -> tuple[Factory, TrackerOptions]:
     return opencv.OpenCVTracker, opencv.PRESETS[name]
 
 
+def _siamrpn(name: str) -> tuple[Factory, TrackerOptions]:
+    from tracker_ros.trackers import siamrpn
+
+    return siamrpn.SiamRPN, siamrpn.PRESETS[name]
+
+
+def _clnet(name: str) -> tuple[Factory, TrackerOptions]:
+    from tracker_ros.trackers import clnet
+
+    return clnet.CLNet, clnet.PRESETS[name]
+
+
+def _siamban(name: str) -> tuple[Factory, TrackerOptions]:
+    from tracker_ros.trackers import siamban
+
+    return siamban.SiamBAN, siamban.PRESETS[name]
+
+
+def _siamrn(name: str) -> tuple[Factory, TrackerOptions]:
+    from tracker_ros.trackers import siamrn
+
+    return siamrn.SiamRN, siamrn.PRESETS[name]
+
+
 def _entry(name: str, description: str, load: Callable[[str], tuple[Factory, TrackerOptions]]) -> Entry:
     return Entry(name, description, lambda: load(name))
 
@@ -109,6 +133,11 @@ DEFAULT = Registry(
     (
         _entry("dimp18", "DiMP with a ResNet-18 backbone (Bhat et al., ICCV 2019)", _dimp),
         _entry("dimp50", "DiMP with a ResNet-50 backbone (Bhat et al., ICCV 2019)", _dimp),
+        _entry("siamrpn", "SiamRPN with AlexNet (Li et al., CVPR 2018), with imported weights", _siamrpn),
+        _entry("siamrpnpp", "SiamRPN++ with a ResNet-50 (Li et al., CVPR 2019), with imported weights", _siamrpn),
+        _entry("clnet", "CLNet: SiamRPN++ adjusted to the first frame (Dong et al., ECCV 2020)", _clnet),
+        _entry("siamban", "SiamBAN with a ResNet-50 (Chen et al., CVPR 2020), with imported weights", _siamban),
+        _entry("siamrn", "SiamRN: SiamBAN with a relation detector (Cheng et al., CVPR 2021)", _siamrn),
         _entry("csrt", "OpenCV's CSRT: correlation filter with spatial reliability, no weights", _opencv),
         _entry("kcf", "OpenCV's KCF: kernelized correlation filter, fixed scale, no weights", _opencv),
         _entry("nano", "OpenCV's NanoTrack with your ONNX files (backbone_model, head_model)", _opencv),

@@ -1,0 +1,137 @@
+"""CLNet: SiamRPN++ whose last layers are adjusted to the first frame (Dong et al., ECCV 2020).
+
+The network is `tracker_ros.networks.clnet`; this file draws the samples that it adjusts by. Nothing is added to later
+frames: the adjusted layers are part of the target's template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tracker_ros.geometry.anchors import label_anchors, overlap
+from tracker_ros.networks.clnet import CLNet as CLNetNetwork
+from tracker_ros.networks.siamese import Kernels, SiameseNet
+from tracker_ros.trackers.base import Frame, TrackerOptions, option
+from tracker_ros.trackers.siamese import SiameseOptions
+from tracker_ros.trackers.siamrpn import AnchorTracker
+
+#: Anchors with a larger overlap that were not drawn as positive samples count as negative ones.
+_NEGATIVE_ABOVE = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLNetOptions(SiameseOptions):
+    """Options of CLNet. The defaults are the published settings."""
+
+    network: str = option("clnet_r50", "architecture of the network", choices=("clnet_r50",))
+    penalty: float = option(0.032, "penalty of a sudden change of size or ratio", low=0.0, high=2.0)
+    window_influence: float = option(0.353, "share of the cosine window in the ranking", low=0.0, high=1.0)
+    size_rate: float = option(0.543, "how fast the size follows", low=0.0, high=1.0)
+    adjust: bool = option(True, "adjust the last layers to the first frame")
+    hard_negatives: int = option(16, "samples that the unadjusted network takes for the target", low=0, high=512)
+    seed: int = option(233, "seed of the first frame's samples", low=0)
+
+
+PRESETS: dict[str, CLNetOptions] = {"clnet": CLNetOptions()}
+
+
+class CLNet(AnchorTracker):
+    """CLNet tracker."""
+
+    options_class: ClassVar[type[TrackerOptions]] = CLNetOptions
+    options: CLNetOptions
+    network: CLNetNetwork
+
+    def build(self, network: SiameseNet) -> None:
+        """See `SiameseTracker.build`."""
+        self.network = cast(CLNetNetwork, network)
+
+    def adapt(
+        self,
+        frame: Frame,
+        positions: Sequence[NDArray[np.float64]],
+        sizes: Sequence[NDArray[np.float64]],
+        fill: NDArray[np.uint8],
+        templates: tuple[Tensor, ...],
+    ) -> tuple[Tensor, ...]:
+        """Adjust the last layers of T targets by a search crop of the first frame around each (section 3.3)."""
+        kernels = cast(Kernels, templates)
+        if not self.options.adjust:
+            return self.network.unadjusted(kernels)
+        with self.timer.stage("crop"):
+            windows = [
+                self._window(p, self._search_side(s), self.options.search_size)
+                for p, s in zip(positions, sizes, strict=True)
+            ]
+            crops = self._upload([self._crop(frame, w, fill) for w in windows])
+        with self.timer.stage("backbone"):
+            features = self.network.features(crops)
+        with self.timer.stage("adjust"):
+            base = self.network.unadjusted(kernels)
+            hidden = self.network.hidden(features, kernels)
+            maps = self.network.finish(hidden, base)
+            cells = hidden[0][0].shape[-1]
+            boxes = []
+            for w, p, s in zip(windows, positions, sizes, strict=True):
+                scale = self._pixel(w, s)
+                offset = (p - np.array(w.center)) / scale if self.options.compat == "off" else np.zeros(2)
+                boxes.append(np.concatenate([offset, s / scale]))
+            labels = [
+                self.label(np.array(box), logits, cells)
+                for box, logits in zip(boxes, maps.cls.log_softmax(1).double().cpu().numpy(), strict=True)
+            ]
+            sets = [self.sets(label) for label in labels]
+            positive, negative = (
+                torch.from_numpy(np.stack(chosen)).to(self._torch_device) for chosen in zip(*sets, strict=True)
+            )
+            adjusted = self.network.adjust(kernels, hidden, positive, negative)
+            usable = positive.any(1)
+            return type(base)(
+                *(
+                    torch.where(usable.reshape(-1, *[1] * (a.dim() - 1)), a, b)
+                    for a, b in zip(adjusted, base, strict=True)
+                )
+            )
+
+    def label(self, box: NDArray[np.float64], logits: NDArray[np.float64], cells: int) -> NDArray[np.int8]:
+        """Samples of one first frame.
+
+        Args:
+            box: the target (cx, cy, w, h in crop pixels, relative to the crop's centre).
+            logits: 2xN logarithms of the unadjusted class probabilities.
+            cells: side S of the map.
+
+        Returns:
+            AxSxS: 1 positive, 0 negative, -1 unused.
+        """
+        grid = torch.from_numpy(self.grid(cells)).double()
+        overlaps = overlap(grid, torch.from_numpy(box)).numpy()
+        labels = label_anchors(overlaps, np.random.RandomState(self.options.seed))
+        # In the network's training, too, what is neither drawn nor clearly background is a negative sample.
+        labels[(overlaps >= _NEGATIVE_ABOVE) & (labels < 1)] = 0
+        # The diverse samples of section 3.4: unused ones with the highest scores.
+        unused = np.flatnonzero(labels < 0)
+        hardness = logits[0, unused] / (logits[0, unused] + logits[1, unused])
+        order = np.argsort(-hardness, kind="stable")[: self.options.hard_negatives]
+        labels[unused[order]] = 0
+        return labels.reshape(-1, cells, cells)
+
+    def sets(self, labels: NDArray[np.int8]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """The positive and the negative set of cells (N bool each) from samples AxSxS.
+
+        A cell is positive if one of its anchors is, else negative if one of them is. The published tracker looks for
+        them among the rows where it means the anchors, and takes the cells of the map's first A rows.
+        """
+        axis = 0 if self.options.compat == "off" else 1
+        positive, negative = ((labels == value).any(axis).ravel() for value in (1, 0))
+        if axis == 1:
+            rest = np.zeros(labels[0].size - positive.size, bool)
+            positive, negative = np.concatenate([positive, rest]), np.concatenate([negative, rest])
+        return positive, negative & ~positive

@@ -1,0 +1,442 @@
+"""What the Siamese trackers share: crops, proposal selection, size smoothing, search for a lost target.
+
+A Siamese tracker compares every search crop with the target of the first frame (SiamRPN, section 4). The template is
+embedded once; a frame goes: cut windows (uint8) - resize - upload - network - select the best proposal - one transfer
+back, for all targets at once.
+
+With ``compat=off`` positions are continuous image coordinates and every rounding of a crop to whole pixels is known
+to what is computed from it, so boxes come out as they went in. ``compat=published`` reproduces the arithmetic of the
+published trackers, which imported weights were measured with: centres by ``(w - 1) / 2``, crops that are rounded
+without taking note of it, sides of at least ten pixels, and no selection of proposals but penalty, window, maximum.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tracker_ros import weights
+from tracker_ros.geometry.anchors import change_penalty, cosine_window, overlap
+from tracker_ros.geometry.boxes import MIN_SIDE, Box
+from tracker_ros.geometry.crops import Window, cut, window
+from tracker_ros.geometry.scan import scan_places
+from tracker_ros.networks.inference import choose_device, choose_dtype, prepare
+from tracker_ros.networks.siamese import STRIDE, SiameseNet, gather, split
+from tracker_ros.trackers.base import Estimate, Frame, Tracker, TrackerOptions, TrackState, option
+from tracker_ros.trackers.profile import NULL_TIMER, NullTimer
+from tracker_ros.trackers.state import ConfidenceMonitor, ConfidenceThresholds, Cues
+
+#: Smallest side of a target in the published trackers, pixels.
+_PUBLISHED_MIN_SIDE = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiameseOptions(TrackerOptions):
+    """Options that all Siamese trackers have. The presets stand beside each tracker."""
+
+    network: str = option("", "architecture of the network")
+    precision: str = option(
+        "auto",
+        "arithmetic of the convolutions: auto (bfloat16 where the CPU has it, float16 on CUDA), or the one named",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    compat: str = option(
+        "off",
+        "off: the paper's tracker, exact to the sub-pixel; published: the published tracker's arithmetic",
+        choices=("off", "published"),
+    )
+
+    template_size: int = option(127, "side of the template crop, pixels", low=63, high=255)
+    search_size: int = option(255, "side of the search crop, pixels", low=127, high=767)
+    context: float = option(0.5, "margin around the target, over the mean of its sides", low=0.0, high=2.0)
+
+    penalty: float = option(0.05, "penalty of a sudden change of size or ratio", low=0.0, high=2.0)
+    window_influence: float = option(0.42, "share of the cosine window in the ranking", low=0.0, high=1.0)
+    size_rate: float = option(0.38, "how fast the size follows", low=0.0, high=1.0)
+    center_radius: int = option(0, "cells around the centre whose proposals count; 0: all", low=0, high=64)
+    top_k: int = option(0, "proposals with the highest class scores that count; 0: all", low=0, high=100000)
+    suppression_overlap: float = option(
+        0.1, "overlap with the best proposal above which another one is the same object", low=0.0, high=1.0
+    )
+
+    not_found_threshold: float = option(0.3, "score below which the target is not found in a frame", low=0.0, high=1.0)
+    good_score: float = option(0.6, "score of a frame in which the target is surely seen", low=0.0, high=1.0)
+    regain_score: float = option(0.8, "score that a lost target must reach to be regained", low=0.0, high=1.0)
+    distractor_threshold: float = option(0.9, "second peak over first: the two are in doubt", low=0.0, high=1.0)
+    min_sharpness: float = option(0.1, "share of the response in the peak below which it is flat", low=0.0, high=1.0)
+    lost_after: int = option(5, "frames without the target until it is lost", low=1, high=300)
+    redetect_windows: int = option(
+        2, "windows searched a frame while the target is lost; 0: its last place only", low=0, high=16
+    )
+
+
+@dataclass
+class SiameseTarget:
+    """Everything that a Siamese tracker knows of one target.
+
+    Attributes:
+        position: centre (x, y), pixels of the image.
+        size: width and height, pixels.
+        template: what the network keeps of it (a named tuple of tensors without the targets' axis).
+        fill: mean colour of the first frame, BGR, shown where a crop reaches beyond the image.
+        monitor: its state machine.
+        scan: windows of a lost target's search that were already looked at.
+        candidate: a lost target is being confirmed at `position`.
+        anchor: position and size when it was last seen, to which a failed candidate returns.
+    """
+
+    position: NDArray[np.float64]
+    size: NDArray[np.float64]
+    template: tuple[Tensor, ...]
+    fill: NDArray[np.uint8]
+    monitor: ConfidenceMonitor
+    scan: int = 0
+    candidate: bool = False
+    anchor: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+
+
+class Response(NamedTuple):
+    """What a network says of B search crops.
+
+    Attributes:
+        scores: BxN probabilities of being the target, anchor by anchor, row by row.
+        boxes: BxNx4 proposals (cx, cy, w, h in crop pixels, relative to the crop's centre).
+    """
+
+    scores: Tensor
+    boxes: Tensor
+
+
+class Selection(NamedTuple):
+    """The best proposal of each of B responses.
+
+    Attributes:
+        box: Bx4 (cx, cy, w, h in crop pixels, relative to the crop's centre).
+        score: B, its class score.
+        rate: B, how much of its size is taken over.
+        second: B, the best class score of another object.
+        focus: B, share of the squared scores that belongs to proposals of the same object.
+    """
+
+    box: Tensor
+    score: Tensor
+    rate: Tensor
+    second: Tensor
+    focus: Tensor
+
+
+def select(response: Response, sizes: Tensor, influence: Tensor, cells: int, options: SiameseOptions) -> Selection:
+    """Select proposals (SiamRPN, section 4.2 and 4.3).
+
+    The proposals near the centre with the highest class scores are ranked anew, by the penalty on changes of size and
+    ratio and a cosine window. Non-maximum suppression then keeps the best one in any case; what it leaves next is the
+    strongest other object.
+
+    Args:
+        response: of B crops.
+        sizes: Bx2 (w, h) of the targets in the last frame, crop pixels.
+        influence: B, share of the window.
+        cells: side S of the map.
+        options: the rest.
+    """
+    scores, boxes = response
+    planes = scores.shape[1] // (cells * cells)
+    window_map = torch.from_numpy(cosine_window(cells)).to(scores).flatten().repeat(planes)
+    penalty = change_penalty(boxes, sizes, options.penalty)
+    ranking = scores * penalty * (1 - influence[:, None]) + window_map * influence[:, None]
+    if options.compat == "off":
+        if options.center_radius:
+            distance = (torch.arange(cells, device=scores.device) - cells // 2).abs()
+            near = torch.maximum(distance[:, None], distance).flatten().repeat(planes) <= options.center_radius
+            ranking = ranking.masked_fill(~near, -math.inf)
+        if 0 < options.top_k < scores.shape[1]:
+            least = scores.masked_fill(ranking.isinf(), -math.inf).topk(options.top_k, 1).values[:, -1:]
+            ranking = ranking.masked_fill(scores < least, -math.inf)
+    best = ranking.argmax(1, keepdim=True)
+    box = boxes.gather(1, best[..., None].expand(-1, -1, 4))
+    score = scores.gather(1, best)
+    same = overlap(boxes, box) >= options.suppression_overlap
+    energy = scores.square()
+    return Selection(
+        box[:, 0],
+        score[:, 0],
+        (penalty.gather(1, best) * score)[:, 0] * options.size_rate,
+        scores.masked_fill(same, 0.0).amax(1),
+        (energy * same).sum(1) / energy.sum(1).clamp_min(1e-12),
+    )
+
+
+class SiameseTracker(Tracker[SiameseTarget]):
+    """Base of the Siamese trackers: `embed` and `respond` are what differs.
+
+    Args:
+        name: name in the registry.
+        options: see `SiameseOptions` and the tracker's own.
+        network: a network to use instead of loading ``options.weights``; it is copied.
+
+    Raises:
+        WeightsError: the weights cannot be loaded.
+        DeviceError: the device is not there.
+    """
+
+    options_class: ClassVar[type[TrackerOptions]] = SiameseOptions
+    options: SiameseOptions
+
+    def __init__(self, name: str, options: SiameseOptions, network: SiameseNet | None = None) -> None:
+        super().__init__(name, options)
+        if network is None:
+            built = weights.importers()[options.network][0]()
+            weights.load(options.weights or weights.shipped(options.network), built, options.network)
+            assert isinstance(built, SiameseNet)
+            network = built
+        device = choose_device(options.device)
+        self.device = str(device)
+        self._torch_device = device
+        self._dtype = choose_dtype(options.precision, device)
+        prepared = prepare(copy.deepcopy(network), device)
+        for module in prepared.convolutions():
+            module.to(self._dtype)
+        self.timer: NullTimer = NULL_TIMER
+        self._grids: dict[int, Tensor] = {}
+        self.build(prepared)
+
+    @abstractmethod
+    def build(self, network: SiameseNet) -> None:
+        """Take the evaluated network, on its device."""
+
+    @abstractmethod
+    def embed(self, crops: Tensor, boxes: Tensor) -> tuple[Tensor, ...]:
+        """Templates of T targets (a named tuple of tensors, the targets' axis first).
+
+        Args:
+            crops: Tx3xSxS template crops.
+            boxes: Tx4, the targets in them (x, y, w, h in crop pixels).
+        """
+
+    @abstractmethod
+    def respond(self, crops: Tensor, template: tuple[Tensor, ...]) -> tuple[Response, int]:
+        """Scores and proposals of B search crops Bx3xSxS for the templates of B targets; and the side of the map."""
+
+    @abstractmethod
+    def grid(self, cells: int) -> NDArray[np.float32]:
+        """Anchors or points of a map of `cells` x `cells`: what proposals are relative to."""
+
+    # --- first frame ---------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def start(self, frame: Frame, boxes: Sequence[Box]) -> list[SiameseTarget]:
+        """Embed every box's template in one pass; see `Tracker.start`."""
+        if not boxes:
+            return []
+        o = self.options
+        half = 0.5 if o.compat == "published" else 0.0
+        positions = [np.array(box.center) - half for box in boxes]
+        sizes = [np.array([box.w, box.h]) for box in boxes]
+        fill = frame.mean((0, 1)).astype(np.uint8)
+        windows, crops = [], []
+        with self.timer.stage("crop"):
+            for position, size in zip(positions, sizes, strict=True):
+                w = self._window(position, template_side(size, o.context), o.template_size)
+                windows.append(w)
+                crops.append(self._crop(frame, w, fill))
+            batch = self._upload(crops)
+        inside = [self._inside(w, p, s) for w, p, s in zip(windows, positions, sizes, strict=True)]
+        with self.timer.stage("backbone"):
+            templates = self.embed(batch, self._tensor(np.stack(inside)))
+        templates = self.adapt(frame, positions, sizes, fill, templates)
+        thresholds = ConfidenceThresholds(
+            good_score=o.good_score,
+            bad_score=o.not_found_threshold,
+            max_distractor=o.distractor_threshold,
+            min_sharpness=o.min_sharpness,
+            regain_score=o.regain_score,
+            lost_after=float(o.lost_after),
+        )
+        return [
+            SiameseTarget(position, size, template, fill, ConfidenceMonitor(thresholds))
+            for position, size, template in zip(positions, sizes, split(templates), strict=True)
+        ]
+
+    def adapt(
+        self,
+        frame: Frame,
+        positions: Sequence[NDArray[np.float64]],
+        sizes: Sequence[NDArray[np.float64]],
+        fill: NDArray[np.uint8],
+        templates: tuple[Tensor, ...],
+    ) -> tuple[Tensor, ...]:
+        """Adapt the templates of T targets to the first frame; here, leave them as they are."""
+        return templates
+
+    # --- later frames --------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def step(self, frame: Frame, targets: Sequence[SiameseTarget]) -> list[Estimate]:
+        """Find every target in one batched pass; see `Tracker.step`."""
+        if not targets:
+            return []
+        o = self.options
+        height, width = frame.shape[:2]
+        owners: list[int] = []
+        windows: list[Window] = []
+        crops: list[NDArray[np.uint8]] = []
+        scales: list[float] = []
+        influence: list[float] = []
+        with self.timer.stage("crop"):
+            for i, target in enumerate(targets):
+                side = self._search_side(target.size)
+                for place in self._search_centers(target, side, width, height):
+                    w = self._window(place, side, o.search_size)
+                    owners.append(i)
+                    windows.append(w)
+                    crops.append(self._crop(frame, w, target.fill))
+                    scales.append(self._pixel(w, target.size))
+                    # A lost target can be anywhere in the region.
+                    lost = target.monitor.state is TrackState.LOST and o.redetect_windows > 0
+                    influence.append(0.0 if lost else o.window_influence)
+            batch = self._upload(crops)
+        response, cells = self.respond(batch, gather([targets[i].template for i in owners]))
+        with self.timer.stage("select"):
+            sizes = np.stack([targets[i].size / scale for i, scale in zip(owners, scales, strict=True)])
+            found = select(response, self._tensor(sizes), self._tensor(np.array(influence)), cells, o)
+            numbers = torch.stack([found.score, found.rate, found.second, found.focus], 1)
+            parts = [numbers, found.box]
+            if o.heatmap:
+                parts.append(response.scores.unflatten(1, (-1, cells * cells)).amax(1))
+            host = torch.cat(parts, 1).double().cpu().numpy()  # the frame's one transfer back
+        estimates = []
+        for i, target in enumerate(targets):
+            rows = [r for r, owner in enumerate(owners) if owner == i]
+            best = max(rows, key=lambda r: float(host[r, 0]))
+            estimates.append(self._conclude(target, windows[best], scales[best], host[best], cells, width, height))
+        return estimates
+
+    def _search_centers(self, target: SiameseTarget, side: float, width: int, height: int) -> list[NDArray[np.float64]]:
+        """Where to look: around the target; for a lost one also at the next places of a scan over the whole image."""
+        centers = [target.position]
+        if target.monitor.state is not TrackState.LOST or target.candidate or not self.options.redetect_windows:
+            return centers
+        places = scan_places(width, height, side, float(target.size.max()), target.position)
+        for _ in range(min(self.options.redetect_windows, len(places))):
+            centers.append(places[target.scan % len(places)])
+            target.scan += 1
+        return centers
+
+    def _conclude(
+        self,
+        target: SiameseTarget,
+        w: Window,
+        scale: float,
+        row: NDArray[np.float64],
+        cells: int,
+        width: int,
+        height: int,
+    ) -> Estimate:
+        """Move the target to what was found in one window, and decide its state."""
+        o = self.options
+        score, rate, second, focus = (float(v) for v in row[:4])
+        box = row[4:8]
+        was_lost = target.monitor.state is TrackState.LOST
+        if was_lost and not target.candidate:
+            target.anchor = (target.position, target.size)
+        # The published trackers move on every score.
+        found = score >= (o.regain_score if was_lost else 0.0 if o.compat == "published" else o.not_found_threshold)
+        if found and np.isfinite(box).all():
+            published = o.compat == "published"
+            origin = np.array(w.center)
+            if published and not was_lost:
+                origin = target.position
+            position = origin + box[:2] * scale
+            size = target.size * (1 - rate) + box[2:] * scale * rate
+            extent = np.array([width, height], float)
+            least = _PUBLISHED_MIN_SIDE if published else MIN_SIDE
+            target.position = np.clip(position, 0, extent)
+            target.size = np.clip(size, least, np.maximum(extent, least))
+            target.candidate = was_lost
+        elif target.candidate and target.anchor is not None:
+            # The candidate did not hold: go on looking where the target was last seen.
+            target.position, target.size = target.anchor
+            target.candidate = False
+        cues = Cues(
+            score=float(np.clip(score, 0, 1)),
+            distractor=float(np.clip(second / score, 0, 1)) if score > 0 else 1.0,
+            sharpness=float(np.clip(focus, 0, 1)),
+        )
+        state = target.monitor.update(cues)
+        if state is not TrackState.LOST:
+            target.candidate = False
+        # The map's cells look at the middle of the crop; what lies around it is their context.
+        region = Box.from_center(*w.center, cells * STRIDE * w.scale, cells * STRIDE * w.scale)
+        heatmap = np.clip(row[8:].reshape(cells, cells), 0, 1).astype(np.float32) if o.heatmap else None
+        named = {"peak": score, "second_peak": second, "sharpness": focus}
+        estimate_box = Box.from_center(*map(float, target.position), *map(float, target.size))
+        return Estimate(estimate_box, cues.score, state, region, heatmap, named)
+
+    # --- crops ---------------------------------------------------------------------------------------------------
+
+    def _search_side(self, size: NDArray[np.float64]) -> float:
+        """Side of the search region of a target of `size`, image pixels."""
+        return template_side(size, self.options.context) * self.options.search_size / self.options.template_size
+
+    def _window(self, center: NDArray[np.float64], side: float, output: int) -> Window:
+        """The window of a crop around `center`."""
+        if self.options.compat == "off":
+            return window(center[0], center[1], side, output)
+        size = max(round(side), 2)
+        left, top = (math.floor(c - (size + 1) / 2 + 0.5) for c in center)
+        return Window(left, top, size, left, top, size, 1, 0, 0, output)
+
+    def _pixel(self, w: Window, size: NDArray[np.float64]) -> float:
+        """Image pixels a crop pixel; the published trackers take the side before it was rounded."""
+        if self.options.compat == "off":
+            return w.scale
+        return template_side(size, self.options.context) / self.options.template_size
+
+    def _inside(self, w: Window, position: NDArray[np.float64], size: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The target's box in its template crop (x, y, w, h in crop pixels)."""
+        extent = size / w.scale
+        center = np.full(2, w.output / 2)
+        if self.options.compat == "off":
+            center = (position - np.array([w.x, w.y])) / w.scale
+        return np.concatenate([center - extent / 2, extent])
+
+    def _crop(self, frame: Frame, w: Window, fill: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The pixels of a window, `output` a side."""
+        patch = cut(frame, w, fill.tolist())
+        if w.size == w.output:
+            return patch
+        return np.asarray(cv2.resize(patch, (w.output, w.output)), np.uint8)
+
+    def _upload(self, crops: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """BGR crops to the device, Bx3xSxS in [0, 255]."""
+        stacked = crops[0][None] if len(crops) == 1 else np.stack(crops)
+        image = self._to_device(torch.from_numpy(np.ascontiguousarray(stacked)))
+        # Channels lie last already, which is how the convolutions want them.
+        return image.permute(0, 3, 1, 2).to(self._dtype)
+
+    def _tensor(self, values: NDArray[np.float64]) -> Tensor:
+        return self._to_device(torch.from_numpy(np.ascontiguousarray(values, np.float32)))
+
+    def _to_device(self, values: Tensor) -> Tensor:
+        return values if self._torch_device.type == "cpu" else values.to(self._torch_device, non_blocking=True)
+
+    def _grid(self, cells: int) -> Tensor:
+        """`grid` on the device."""
+        if cells not in self._grids:
+            self._grids[cells] = torch.from_numpy(self.grid(cells)).to(self._torch_device)
+        return self._grids[cells]
+
+
+def template_side(size: NDArray[np.float64], context: float) -> float:
+    """Side of the template region of a target of `size` (w, h): ``sqrt((w + p)(h + p))`` (SiamRPN, eq. 15), pixels."""
+    return float(math.sqrt(np.prod(size + context * size.sum())))

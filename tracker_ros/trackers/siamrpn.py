@@ -1,0 +1,79 @@
+"""SiamRPN and SiamRPN++: one-shot detection with anchors.
+
+Li et al., "High Performance Visual Tracking with Siamese Region Proposal Network", CVPR 2018, and its successor with
+a deep backbone, CVPR 2019. The networks are `tracker_ros.networks.siamrpn`; see `tracker_ros.trackers.siamese` for
+what a frame goes through.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tracker_ros.geometry.anchors import anchor_shapes, anchors, decode_anchors
+from tracker_ros.networks.siamese import STRIDE, Kernels, Maps, SiameseNet
+from tracker_ros.networks.siamrpn import SiamRPNNet
+from tracker_ros.trackers.base import TrackerOptions, option
+from tracker_ros.trackers.siamese import Response, SiameseOptions, SiameseTracker
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiamRPNOptions(SiameseOptions):
+    """Options of SiamRPN and SiamRPN++."""
+
+    network: str = option(
+        "siamrpn_alex_dw",
+        "architecture of the network",
+        choices=("siamrpn_alex_dw", "siamrpn_alex_up", "siamrpn_big_up", "siamrpnpp_r50"),
+    )
+
+
+#: The published settings. Only SiamRPN's paper discards proposals far from the centre (section 4.3, figure 4).
+PRESETS: dict[str, SiamRPNOptions] = {
+    "siamrpn": SiamRPNOptions(
+        search_size=287, penalty=0.16, window_influence=0.4, size_rate=0.3, center_radius=7, top_k=100
+    ),
+    "siamrpnpp": SiamRPNOptions(network="siamrpnpp_r50", penalty=0.05, window_influence=0.42, size_rate=0.38),
+}
+
+
+class AnchorTracker(SiameseTracker):
+    """A Siamese tracker whose network refines anchors."""
+
+    network: SiamRPNNet
+
+    def build(self, network: SiameseNet) -> None:
+        """See `SiameseTracker.build`."""
+        self.network = cast(SiamRPNNet, network)
+
+    def embed(self, crops: Tensor, boxes: Tensor) -> tuple[Tensor, ...]:
+        """See `SiameseTracker.embed`."""
+        return self.network.template(crops)
+
+    def grid(self, cells: int) -> NDArray[np.float32]:
+        """Anchors, Nx4."""
+        return anchors(anchor_shapes(), cells, STRIDE)
+
+    def respond(self, crops: Tensor, template: tuple[Tensor, ...]) -> tuple[Response, int]:
+        """See `SiameseTracker.respond`."""
+        with self.timer.stage("backbone"):
+            features = self.network.features(crops)
+        with self.timer.stage("head"):
+            maps = self.network.respond(features, cast(Kernels, template))
+            return self.decode(maps)
+
+    def decode(self, maps: Maps) -> tuple[Response, int]:
+        """Scores and proposals of a network's maps, and the maps' side."""
+        cells = math.isqrt(maps.loc.shape[-1] // self.network.config.anchors)
+        return Response(maps.scores, decode_anchors(maps.loc, self._grid(cells))), cells
+
+
+class SiamRPN(AnchorTracker):
+    """SiamRPN and SiamRPN++ tracker."""
+
+    options_class: ClassVar[type[TrackerOptions]] = SiamRPNOptions
