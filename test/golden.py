@@ -12,6 +12,7 @@ import re
 import zlib
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ GOLDEN = Path(os.environ.get("TRACKER_ROS_GOLDEN", SHARED / "reference" / "golde
 
 
 #: Families of networks that this package implements, and the tests of each.
-FAMILIES = ("dimp",)
+FAMILIES = ("dimp", "siamrpn", "clnet", "siamban", "siamrn")
 
 
 def networks() -> list[str]:
@@ -31,13 +32,19 @@ def networks() -> list[str]:
     return sorted(p.parent.name for p in GOLDEN.glob("*/stages.npz"))
 
 
-def parametrize(family: str) -> pytest.MarkDecorator:
-    """Parametrise a test over the network folders of a family, or skip with the reason."""
-    names = [name for name in networks() if name.startswith(family)]
-    if not names:
-        reason = f"no golden vectors '{family}*' in {GOLDEN}; set TRACKER_ROS_GOLDEN to a folder that has them"
-        return pytest.mark.parametrize("network", [pytest.param("none", marks=pytest.mark.skip(reason=reason))])
-    return pytest.mark.parametrize("network", names)
+def of(*families: str) -> list[Any]:
+    """The network folders of some families as parameters of a test or fixture; where there are none, one to skip."""
+    names = [name for name in networks() if name.startswith(families)]
+    if names:
+        return names
+    wanted = ", ".join(f"'{family}*'" for family in families)
+    reason = f"no golden vectors {wanted} in {GOLDEN}; set TRACKER_ROS_GOLDEN to a folder that has them"
+    return [pytest.param("none", marks=pytest.mark.skip(reason=reason))]
+
+
+def parametrize(*families: str) -> pytest.MarkDecorator:
+    """Parametrise a test over the network folders of some families, or skip with the reason."""
+    return pytest.mark.parametrize("network", of(*families))
 
 
 def spec(network: str) -> dict:
