@@ -122,14 +122,16 @@ class TrackerNode(LifecycleNode):
         self._sequence = 0
         self._activated_at = 0.0
         self._warned_size = (0, 0)
+        self._declaring = False
+        self._options = NodeOptions()
+        self._buffer: FrameBuffer[Any] = FrameBuffer()
+        # From here on all is there that `destroy_node` needs: newer contexts call it when this fails half way.
 
         tracker = parameters.NODE_SPECS["tracker"]
         known = f"{tracker.help} (one of: {', '.join(trackers.names())})"
         parameters.declare(self, {**parameters.NODE_SPECS, "tracker": dataclasses.replace(tracker, help=known)})
         self._options = self._read_options({})
-        self._buffer: FrameBuffer[Any] = FrameBuffer()
         self._apply_buffer_limits()
-        self._declaring = False
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._create_endpoints()
         if self._options.autostart:
