@@ -186,16 +186,22 @@ class Graph:
         self.listen("status", *topics)
         if active:
             assert self.until(lambda: self.state() == "active")
-            assert self.until(lambda: self.images.get_subscription_count() + self.compressed.get_subscription_count())
-            names = {topic for topic in ("status", *topics) if topic != "/diagnostics"}
-            assert self.until(lambda: all(self.node.count_subscribers(name) for name in names))
-            # A camera that has found its subscriber may not have been found by it: what it sends then is lost.
-            (images, boxes) = self.node._subscriptions_when_active
-            if hasattr(images, "get_publisher_count"):
-                assert self.until(lambda: images.get_publisher_count() and boxes.get_publisher_count())
-            else:
-                time.sleep(0.5)
+            self.connected()
         return self.node
+
+    def connected(self) -> None:
+        """Wait until the active node and the client have found each other, in both directions.
+
+        A camera that has found its subscriber may not have been found by it: what it sends then is lost.
+        """
+        assert self.until(lambda: self.images.get_subscription_count() + self.compressed.get_subscription_count())
+        outputs = {topic for topic in self.received if topic != "/diagnostics"}
+        assert self.until(lambda: all(self.node.count_subscribers(topic) for topic in outputs))
+        images, boxes = self.node._subscriptions_when_active
+        if hasattr(images, "get_publisher_count"):
+            assert self.until(lambda: images.get_publisher_count() and boxes.get_publisher_count())
+        else:
+            time.sleep(0.5)
 
     def listen(self, *topics: str) -> None:
         for topic in topics:

@@ -387,6 +387,10 @@ def test_no_stamp_means_the_newest_image(graph):
         graph.process(graph.image(grey))
     assert graph.init().target_id == "target"
     assert graph.puppet.seen == [30]
+    time.sleep(2.2)
+    answer = graph.init()
+    assert answer.success
+    assert "the newest image came 2 s ago" in answer.message
 
 
 def test_a_request_may_overtake_its_image(graph):
@@ -500,8 +504,7 @@ def test_lifecycle_from_start_to_end(graph):
     assert "not active" in graph.stop().message
 
     assert graph.change_state(Transition.TRANSITION_ACTIVATE)
-    assert graph.until(graph.images.get_subscription_count)
-    assert graph.until(lambda: node.count_subscribers("status"))
+    graph.connected()
     graph.process()
     assert graph.init(target_id="car").success
 
@@ -509,7 +512,7 @@ def test_lifecycle_from_start_to_end(graph):
     assert graph.until(lambda: graph.images.get_subscription_count() == 0)
     assert "not active" in graph.pause(True).message
     assert graph.change_state(Transition.TRANSITION_ACTIVATE)
-    assert graph.until(graph.images.get_subscription_count)
+    graph.connected()
     assert not graph.init().success, "images from before must be forgotten"
     status = graph.status_of(graph.process())
     assert (status.target_id, status.frames_received) == ("car", 1)
@@ -561,6 +564,26 @@ def test_configure_fails_with_a_reason_and_can_be_tried_again(graph, parameters,
     assert graph.change_state(Transition.TRANSITION_CONFIGURE)
     assert graph.change_state(Transition.TRANSITION_ACTIVATE)
     assert graph.state() == "active"
+
+
+def test_a_stuck_tracker_does_not_keep_the_node_from_its_transitions(graph):
+    graph.start(service_timeout=0.3)
+    graph.process()
+    assert graph.init().success
+    graph.puppet.hold.clear()
+    image = graph.publish()
+    assert graph.until(lambda: graph.node._worker.mailbox.counts.pending)
+    began = time.monotonic()
+    assert graph.change_state(Transition.TRANSITION_DEACTIVATE)
+    assert graph.change_state(Transition.TRANSITION_CLEANUP)
+    assert time.monotonic() - began < 5
+    assert graph.change_state(Transition.TRANSITION_CONFIGURE)
+    assert graph.change_state(Transition.TRANSITION_ACTIVATE)
+    graph.puppet.hold.set()
+    graph.connected()
+    status = graph.status_of(graph.process())
+    assert (status.state, status.target_id) == (TrackStatus.IDLE, "")
+    assert graph.status_of(image) is None
 
 
 # --------------------------------------------------------------------------------------------------------- parameters

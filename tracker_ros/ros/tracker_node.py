@@ -180,8 +180,13 @@ class TrackerNode(LifecycleNode):
         self._built = name, options
         self._problem = ""
         self._paused = False
-        self._session = Session(tracker)
-        self._worker = Worker(self._process, self._deliver, self._on_worker_failed)
+        # Bound to its session: a thread that was left behind with a hanging tracker must not touch the next one.
+        session = self._session = Session(tracker)
+        self._worker = Worker(
+            functools.partial(self._process, session),
+            functools.partial(self._deliver, session),
+            self._on_worker_failed,
+        )
         self._monitor = diagnostics.Monitor(time.monotonic())
         self.get_logger().info(f"tracker {name} is ready on {tracker.device}")
         return super().on_configure(state)
@@ -252,26 +257,28 @@ class TrackerNode(LifecycleNode):
         if hasattr(machine, "destroy_when_not_in_use"):
             machine.destroy_when_not_in_use()
 
-    def _quiesce(self) -> None:
-        """No more images come in, and none is being worked on any more."""
+    def _quiesce(self) -> bool:
+        """No more images come in; returns whether the one that was being worked on is finished in time."""
         self._active = False
         for subscription in self._subscriptions_when_active:
             self.destroy_subscription(subscription)
         self._subscriptions_when_active = []
         self._buffer.clear()
         if self._worker is None:
-            return
+            return True
         self._worker.suspend()
         self._worker.mailbox.clear()
         try:
             self._worker.submit(lambda: None).result(self._options.service_timeout)
         except concurrent.futures.TimeoutError:
             self.get_logger().warning("the tracker is still busy with an image; its result will not be published")
+            return False
+        return True
 
     def _release(self) -> None:
-        self._quiesce()
+        finished = self._quiesce()
         worker, self._worker, self._session, self._built = self._worker, None, None, None
-        if worker is not None and not worker.stop(self._options.service_timeout):
+        if worker is not None and not worker.stop(self._options.service_timeout if finished else 0.0):
             self.get_logger().warning("the tracker does not come to an end; its thread is left behind")
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
@@ -333,22 +340,21 @@ class TrackerNode(LifecycleNode):
                 # is known to work. Images that come meanwhile wait outside.
                 tracker = self._build(name, tracker_options)
                 self._built = name, tracker_options
-                self._worker.submit(lambda: self._switch(tracker))
+                session = self._session
+                self._worker.submit(lambda: self._switch(session, tracker))
         except (Refused, InvalidParameter) as error:
             return SetParametersResult(successful=False, reason=str(error))
         self._options = options
         self._apply_buffer_limits()
         return SetParametersResult(successful=True)
 
-    def _switch(self, tracker: Tracker[Any]) -> None:
+    def _switch(self, session: Session, tracker: Tracker[Any]) -> None:
         """On the worker: go on with another tracker."""
-        if self._session is None:
-            return
-        had_target = self._session.active
-        remark = self._session.replace_tracker(tracker)
+        had_target = session.active
+        remark = session.replace_tracker(tracker)
         text = f"now tracking with {tracker.name} on {tracker.device}" + (f"; {remark}" if remark else "")
         # Two calls: rclpy does not let one place in the code change its severity.
-        if had_target and not self._session.active:
+        if had_target and not session.active:
             self.get_logger().warning(text)
         else:
             self.get_logger().info(text)
@@ -371,10 +377,9 @@ class TrackerNode(LifecycleNode):
             )
         worker.mailbox.put(received)
 
-    def _process(self, received: _Image) -> tuple[bool, _Outcome]:
+    def _process(self, session: Session, received: _Image) -> tuple[bool, _Outcome]:
         """On the worker: find the target in one image. Returns whether it was processed, and what was found."""
-        session = self._session
-        idle = session is None or not session.active
+        idle = not session.active
         try:
             if idle and not self._wanted(self._annotated):
                 images.check_message(received.message)  # So that a camera that can't be used is known at once.
@@ -383,7 +388,7 @@ class TrackerNode(LifecycleNode):
         except images.InvalidImage as error:
             self._fail(str(error), decoding=True)
             return False, _Outcome(failure=str(error))
-        if session is None or idle:
+        if idle:
             return True, _Outcome(frame=frame)
         self._warn_of_size(session, frame)
         try:
@@ -416,10 +421,9 @@ class TrackerNode(LifecycleNode):
                 f"unexpected {type(error).__name__}, the node goes on: {error}", throttle_duration_sec=_THROTTLE
             )
 
-    def _deliver(self, received: _Image, outcome: _Outcome, counts: Counts) -> None:
+    def _deliver(self, session: Session, received: _Image, outcome: _Outcome, counts: Counts) -> None:
         """On the worker: publish what was found in one image."""
-        session = self._session
-        if session is None or not self._active:
+        if session is not self._session or not self._active:
             return
         header, estimate = received.message.header, outcome.estimate
         latency = (self.get_clock().now().nanoseconds - received.stamp) / 1e9 if received.stamp else math.nan
@@ -556,7 +560,10 @@ class TrackerNode(LifecycleNode):
         first = await self._find(stamp)
         if isinstance(first.message, Image):
             validate_init_box(box, first.message.width, first.message.height)
-        return await self._wait_for(worker.submit(lambda: self._start(worker, session, first, box, target_id)))
+        age = time.monotonic() - first.arrival
+        message = await self._wait_for(worker.submit(lambda: self._start(worker, session, first, box, target_id)))
+        stale = not stamp and age > diagnostics.SILENCE
+        return f"{message}; mind that the newest image came {age:.0f} s ago" if stale else message
 
     async def _find(self, stamp: int) -> _Image:
         """The buffered image with this stamp (nanoseconds; 0: the newest)."""
