@@ -299,8 +299,7 @@ class FusedRelation:
         height, width = levels[0].shape[-2:]
         count = len(boxes)
         whole = _box_weights(boxes, height, width)
-        # Looking for the cells that are read needs their count on the host, which a GPU would have to wait for.
-        taps = roi_taps(boxes, BINS, STRIDE, height, width) if boxes.device.type == "cpu" else None
+        taps = roi_taps(boxes, BINS, STRIDE, height, width) if _sparse(boxes.device) else None
         chunk = CHUNK if taps is not None else count
         logits: Tensor | float = 0.0
         for i, (level, maps) in enumerate(zip(self._levels, levels, strict=True)):
@@ -319,6 +318,11 @@ class FusedRelation:
             logits = logits + self._shares[i] * torch.cat(parts)
         assert isinstance(logits, Tensor)
         return logits.softmax(-1)[:, 1]
+
+
+def _sparse(device: torch.device) -> bool:
+    """Whether to read only the cells that matter: their number is needed on the host, which a GPU had to wait for."""
+    return device.type == "cpu"
 
 
 def _box_weights(boxes: Tensor, height: int, width: int) -> Tensor:

@@ -149,10 +149,11 @@ def select(response: Response, sizes: Tensor, influence: Tensor, cells: int, opt
         cells: side S of the map.
         options: the rest.
     """
-    scores, boxes = response
+    # Half precision can overflow; a proposal without numbers is none.
+    scores, boxes = response.scores.nan_to_num(0.0), response.boxes
     planes = scores.shape[1] // (cells * cells)
     window_map = torch.from_numpy(cosine_window(cells)).to(scores).flatten().repeat(planes)
-    penalty = change_penalty(boxes, sizes, options.penalty)
+    penalty = change_penalty(boxes, sizes, options.penalty).nan_to_num(0.0)
     ranking = scores * penalty * (1 - influence[:, None]) + window_map * influence[:, None]
     if options.compat == "off":
         if options.center_radius:
