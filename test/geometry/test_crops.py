@@ -52,3 +52,17 @@ def test_scale_and_centre_describe_the_crop() -> None:
     w = window(123.4, 56.7, 200.0, 288)
     assert w.scale == pytest.approx(w.side / 288)
     assert w.center == pytest.approx((w.x + w.side / 2, w.y + w.side / 2))
+
+
+def test_beyond_the_image_a_crop_shows_the_fill_colour() -> None:
+    image = np.random.RandomState(0).randint(0, 255, (20, 30, 3)).astype(np.uint8)
+    fill = (1, 2, 3)
+    for cx, cy in ((0, 0), (30, 20), (15, 10), (-40, 10), (15, 90), (28, -2)):
+        w = window(cx, cy, 16, 16)
+        expected = np.empty((16, 16, 3), np.uint8)
+        expected[:] = fill
+        for y in range(16):
+            for x in range(16):
+                if 0 <= w.top + y < 20 and 0 <= w.left + x < 30:
+                    expected[y, x] = image[w.top + y, w.left + x]
+        assert np.array_equal(cut(image, w, fill), expected)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tracker_ros.networks.roi_pooling import bin_weights, precise_roi_pool
+from tracker_ros.networks.roi_pooling import bin_weights, pool_taps, precise_roi_pool, roi_taps
 
 
 def _dense_mean(channel: np.ndarray, x1: float, y1: float, x2: float, y2: float, points: int = 400) -> float:
@@ -49,3 +49,24 @@ def test_gradients_agree_with_finite_differences() -> None:
     features = torch.randn(1, 2, 6, 7, dtype=torch.double, requires_grad=True)
     boxes = torch.tensor([[[5.3, 7.1, 21.7, 19.2]]], dtype=torch.double, requires_grad=True)
     assert torch.autograd.gradcheck(lambda f, b: precise_roi_pool(f, b, 3, 8), (features, boxes))
+
+
+def test_pooling_by_taps_is_the_dense_product() -> None:
+    torch.manual_seed(0)
+    features = torch.randn(1, 3, 9, 11)
+    boxes = torch.tensor(
+        [
+            [0, 0, 88, 72],
+            [8.0, 12.0, 40.0, 30.0],
+            [-20.0, 3.0, 33.0, 90.0],
+            [5, 5, 0, 20],
+            [200, 9, 30, 30],
+            [1, 2, 3, 4],
+        ]
+    )
+    dense = precise_roi_pool(features, boxes[None].float(), 7, 8)[0].flatten(2).mT
+    taps = roi_taps(boxes.float(), 7, 8, 9, 11)
+    table = features[0].flatten(1).mT.contiguous()
+    torch.testing.assert_close(pool_taps(table, taps, 0, 6), dense, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(pool_taps(table, taps, 2, 5), dense[2:5], atol=1e-6, rtol=1e-5)
+    assert not dense[3].any()
