@@ -91,7 +91,7 @@ def _blend(image: Frame, heatmap: NDArray[np.float32], region: Box, heat: float)
     response = np.clip(cv2.remap(values, grid_x, grid_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE), 0, 1)
     # The upper end of the colour map is a dark red that would read as a low value on a dark image.
     colours = cv2.applyColorMap((response * 222).astype(np.uint8), cv2.COLORMAP_TURBO)
-    alpha = (response**0.8 * heat)[..., None]
+    alpha = (response**1.5 * heat)[..., None]
     patch = image[top:bottom, left:right]
     patch[:] = (patch * (1 - alpha) + colours * alpha).astype(np.uint8)
 
