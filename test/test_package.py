@@ -1,0 +1,167 @@
+"""The files beside the code: presets, launch file, Fast DDS profile, message definitions, package description."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PRESETS = sorted((ROOT / "config").glob("*.yaml"))
+PROFILES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+
+needs_ros = pytest.mark.skipif(
+    importlib.util.find_spec("rclpy") is None, reason="needs ROS 2 (rclpy); runs in the environment of `make setup`"
+)
+needs_launch = pytest.mark.skipif(
+    importlib.util.find_spec("launch_ros") is None,
+    reason="launch_ros is not installed (it has no wheel); runs where ROS 2 itself is installed",
+)
+
+
+def read_preset(path: Path, *, examples: bool = False) -> dict[str, Any]:
+    """The parameters of a preset, nested as in the file; with `examples` those in its comments too, last one wins."""
+    text = path.read_text()
+    if examples:
+        text = re.sub(r"^    # {3}", "    ", text, flags=re.MULTILINE)
+    return dict(yaml.safe_load(text)["/**"]["ros__parameters"])
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat.update(flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
+    return flat
+
+
+def test_every_tracker_has_a_preset() -> None:
+    from tracker_ros.trackers.registry import DEFAULT
+
+    assert [path.stem for path in PRESETS] == sorted(DEFAULT.names())
+
+
+@pytest.mark.ros
+@needs_ros
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_presets_and_their_examples_hold_parameters_that_the_node_takes(path: Path) -> None:
+    from tracker_ros.ros import parameters
+    from tracker_ros.trackers.registry import DEFAULT
+
+    preset = read_preset(path)
+    assert preset["tracker"] == path.stem
+
+    options = DEFAULT.get(path.stem).options
+    specs = {
+        spec.name: spec
+        for spec in [*parameters.NODE_SPECS.values(), *parameters.tracker_specs(path.stem, options).values()]
+    }
+    for name, value in {**flatten(read_preset(path, examples=True)), **flatten(preset)}.items():
+        assert name in specs, f"{path.name} sets '{name}', which is no parameter of the node"
+        assert type(value) is type(specs[name].default), name
+        specs[name].check(value)
+
+
+def test_the_fast_dds_profile_has_room_for_images() -> None:
+    namespace = {"dds": "http://www.eprosima.com/XMLSchemas/fastRTPS_Profiles"}
+    tree = ElementTree.parse(ROOT / "config" / "fastdds.xml")
+    transports = {
+        descriptor.findtext("dds:type", namespaces=namespace): descriptor
+        for descriptor in tree.iterfind(".//dds:transport_descriptor", namespace)
+    }
+    assert set(transports) == {"SHM", "UDPv4"}
+    message_size = int(transports["SHM"].findtext("dds:maxMessageSize", "0", namespace))
+    assert message_size > 1920 * 1080 * 3
+    assert int(transports["SHM"].findtext("dds:segment_size", "0", namespace)) >= 4 * message_size
+
+
+@pytest.mark.ros
+@needs_ros
+def test_vision_msgs_has_the_fields_of_the_real_package() -> None:
+    """Whichever vision_msgs is installed: names, types and order make up the wire format."""
+    from vision_msgs import msg
+
+    expected = {
+        "Point2D": {"x": "double", "y": "double"},
+        "Pose2D": {"position": "vision_msgs/Point2D", "theta": "double"},
+        "BoundingBox2D": {"center": "vision_msgs/Pose2D", "size_x": "double", "size_y": "double"},
+        "ObjectHypothesis": {"class_id": "string", "score": "double"},
+        "ObjectHypothesisWithPose": {
+            "hypothesis": "vision_msgs/ObjectHypothesis",
+            "pose": "geometry_msgs/PoseWithCovariance",
+        },
+        "Detection2D": {
+            "header": "std_msgs/Header",
+            "results": "sequence<vision_msgs/ObjectHypothesisWithPose>",
+            "bbox": "vision_msgs/BoundingBox2D",
+            "id": "string",
+        },
+        "Detection2DArray": {"header": "std_msgs/Header", "detections": "sequence<vision_msgs/Detection2D>"},
+    }
+    for name, fields in expected.items():
+        assert list(getattr(msg, name).get_fields_and_field_types().items()) == list(fields.items()), name
+
+
+@pytest.mark.parametrize("folder", [".", "tracker_ros_interfaces"])
+def test_versions_agree(folder: str) -> None:
+    version = ElementTree.parse(ROOT / folder / "package.xml").findtext("version")
+    assert f'version="{version}"' in (ROOT / "setup.py").read_text()
+
+
+def launch_actions(arguments: dict[str, str]) -> list[Any]:
+    """The actions that the launch file makes of `arguments`, those not named at their defaults."""
+    from launch import LaunchContext
+    from launch.actions import DeclareLaunchArgument
+    from launch.launch_description_sources import get_launch_description_from_python_launch_file
+
+    path = ROOT / "launch" / "track.launch.py"
+    description = get_launch_description_from_python_launch_file(str(path))
+    context = LaunchContext()
+    context.launch_configurations.update(arguments)
+    actions: list[Any] = []
+    for entity in description.entities:
+        if isinstance(entity, DeclareLaunchArgument):
+            entity.visit(context)
+        else:
+            actions += entity.visit(context)
+    return actions
+
+
+@pytest.mark.ros
+@needs_launch
+class TestLaunch:
+    @pytest.fixture(autouse=True)
+    def _no_profile(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in PROFILES:
+            monkeypatch.delenv(name, raising=False)
+
+    def test_starts_the_node_and_sets_the_profile(self) -> None:
+        from launch.actions import SetEnvironmentVariable
+
+        actions = launch_actions({})
+        variables = [action for action in actions if isinstance(action, SetEnvironmentVariable)]
+        assert [variable.name[0].text for variable in variables] == list(PROFILES)
+        assert all(Path(variable.value[0].text).is_file() for variable in variables)
+        (node,) = (action for action in actions if action not in variables)
+        assert (node.node_package, node.node_executable) == ("tracker_ros", "tracker_node")
+
+    @pytest.mark.parametrize("name", PROFILES)
+    def test_leaves_the_profile_of_the_user(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(name, os.devnull)
+        assert len(launch_actions({})) == 1
+
+    def test_rviz_is_started_on_demand(self) -> None:
+        packages = [getattr(action, "node_package", None) for action in launch_actions({"rviz": "true"})]
+        assert packages[-2:] == ["tracker_ros", "rviz2"]
+
+    @pytest.mark.parametrize(
+        ("argument", "value"), [("tracker", "nope"), ("image_transport", "theora"), ("log_level", "loud")]
+    )
+    def test_refuses_values_that_are_no_choice(self, argument: str, value: str) -> None:
+        with pytest.raises(RuntimeError, match=value):
+            launch_actions({argument: value})
