@@ -242,7 +242,9 @@ class _FusedLevel:
         query = pooled[..., :c] + terms[:, :c]
         keys_values = (pooled[..., c : 3 * c] + terms[:, c : 3 * c]).reshape(count, BINS, BINS, 2 * c)
         grid = keys_values[:, : BINS - 1, : BINS - 1].reshape(count, BINS // 2, 2, BINS // 2, 2, 2 * c)
-        best = grid.amax((2, 4)).flatten(1, 2)  # N 9 2C
+        # Four maxima: a reduction over two strided axes is many times slower.
+        upper, lower = (torch.maximum(grid[:, :, i, :, 0], grid[:, :, i, :, 1]) for i in range(2))
+        best = torch.maximum(upper, lower).flatten(1, 2)  # N 9 2C
         key, value = best[..., :c], best[..., c:]
         attention = torch.bmm(query, key.mT).softmax(-1)
         local = (pooled[..., 3 * c : 4 * c] * terms[:, 3 * c : 4 * c]).sum(1)
