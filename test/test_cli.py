@@ -79,6 +79,7 @@ def test_trackers_and_their_options_are_listed(capsys) -> None:
         (["evaluate", "--tracker", "kfc", "--sequences", "/nowhere"], "no tracker 'kfc'; did you mean 'kcf'?"),
         (["evaluate", "--tracker", "kcf", "--sequences", "/nowhere"], "there is no folder '/nowhere'"),
         (["evaluate", "--tracker", "kcf", "--sequences", "/", "--realtime", "0"], "--realtime is a frame rate above 0"),
+        (["evaluate", "--tracker", "kcf", "--sequences", "/", "--realtime", "9", "--protocol", "vot"], "ope only"),
         (["evaluate", "--tracker", "kcf", "--sequences", "/", "--jobs", "0"], "--jobs must be at least 1"),
         (["benchmark", "--tracker", "nano"], "'nano' needs your ONNX file"),
         (["benchmark", "--tracker", "kcf", "--size", "big"], "--size is WIDTHxHEIGHT, got 'big'"),
@@ -113,6 +114,14 @@ def test_evaluate_from_the_command_line(sequence: Path, tmp_path: Path, capsys) 
     assert (out / "success.png").is_file()
     assert cli.main([*arguments, "--realtime", "30", "--no-strips", "--set", "good_score=0.5"]) == 0
     assert "against the clock: frames came at 30 Hz" in capsys.readouterr().out
+    assert f"command: tracker_ros evaluate --tracker kcf csrt --sequences {sequence.parent}" in (
+        out / "report.txt"
+    ).read_text().replace("'", "")
+    assert cli.main([*arguments, "--protocol", "vot"]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["trackers"]["kcf"]["failures"] == 0
+    assert report["origin"]["devices"] == {"kcf": "cpu", "csrt": "cpu"}
+    assert report["origin"]["command"].endswith("--protocol vot")
 
 
 @needs_contrib

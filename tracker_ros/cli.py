@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import difflib
 import importlib
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         module.add_arguments(parser)
+        parser.set_defaults(command_line=shlex.join(["tracker_ros", *arguments]))
         return int(module.run(parser.parse_args(arguments[1:])) or 0)
     except KeyboardInterrupt:
         print(f"tracker_ros {name}: interrupted", file=sys.stderr)

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+import tracker_ros
+from tracker_ros.evaluation import provenance, vot
 from tracker_ros.evaluation import report as reports
 from tracker_ros.evaluation.plots import COLOURS, draw_curves, draw_strip
-from tracker_ros.evaluation.runs import Track
+from tracker_ros.evaluation.runs import Protocol, Track
 from tracker_ros.evaluation.sequences import Sequence, load_sequence
 
 
@@ -78,7 +82,7 @@ def test_reliability_sorts_frames_by_score(pair, tracks) -> None:
 
 
 def test_table_ranks_by_auc(pair, tracks) -> None:
-    lines = reports.table(reports.summarize(tracks, pair, realtime=30)).splitlines()
+    lines = reports.table(reports.summarize(tracks, pair, Protocol(realtime=30))).splitlines()
     assert lines[0].split()[:4] == ["tracker", "AUC", "AUC*", "Prec"]
     assert lines[1].split()[:2] == ["good", "0.952"]
     assert lines[2].split()[0] == "bad"
@@ -95,6 +99,57 @@ def test_files_are_written_and_json_has_no_nan(pair, tracks, tmp_path: Path) -> 
     read = json.loads(files[0].read_text(), parse_constant=pytest.fail)
     assert read["trackers"]["good"]["states"]["precision"] is None
     assert all(cv2.imread(str(path)) is not None for path in files[2:])
+
+
+def test_the_report_says_where_it_comes_from(pair, tracks) -> None:
+    report = reports.summarize(tracks, pair, Protocol(seed=7))
+    report["origin"] = provenance.describe("tracker_ros evaluate --seed 7", {"good": "cpu", "bad": "cuda:0"})
+    lines = reports.table(report).splitlines()
+    assert "command: tracker_ros evaluate --seed 7" in lines
+    assert "devices: good on cpu, bad on cuda:0" in lines
+    assert any(line.startswith("machine: ") and f"{os.cpu_count()} cores" in line for line in lines)
+    (versions,) = (line for line in lines if line.startswith("versions: "))
+    assert f"tracker_ros {tracker_ros.__version__}" in versions
+    assert f"opencv {cv2.__version__}" in versions
+    assert lines[-1] == "seed: 7"
+    json.dumps(report["origin"])
+
+
+@pytest.fixture
+def vot_tracks(pair) -> dict[str, dict[str, Track]]:
+    """`frail` fails once in the longer sequence, `firm` never."""
+    short, long = pair
+    failed = dataclasses.replace(_track(long), failures=(2,))
+    failed.boxes[3:] = np.nan
+    failed.seconds[3:] = np.nan
+    return {"frail": {"short": _track(short), "long": failed}, "firm": {"short": _track(short), "long": _track(long)}}
+
+
+def test_vot_pools_frames_of_all_sequences(pair, vot_tracks, monkeypatch) -> None:
+    monkeypatch.setattr(vot, "BURN_IN", 1)
+    report = reports.summarize(vot_tracks, pair, Protocol("vot"))
+    frail = report["trackers"]["frail"]
+    assert (report["protocol"], frail["failures"], frail["frames"], frail["judged"]) == ("vot", 1, 8, 3)
+    assert frail["robustness"] == pytest.approx(math.exp(-30 / 8))
+    assert frail["sequences"]["long"]["failure_rate"] == pytest.approx(100 / 5)
+    assert frail["milliseconds"]["init_p50"] == pytest.approx(10)
+    # 20 and 30 ms of each sequence; frames that it did not look at have no time.
+    assert frail["milliseconds"]["mean"] == pytest.approx(25)
+
+
+def test_vot_report_in_text_and_pictures(pair, vot_tracks, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(vot, "BURN_IN", 1)
+    report = reports.summarize(vot_tracks, pair, Protocol("vot"))
+    lines = reports.table(report).splitlines()
+    assert lines[0].split()[:4] == ["tracker", "A", "R", "fail"]
+    assert lines[1].split()[:5] == ["firm", "1.000", "1.000", "0", "0.00"]
+    assert lines[2].split()[:5] == ["frail", "1.000", f"{math.exp(-30 / 8):.3f}", "1", "12.50"]
+    assert any(line.split() == ["long", "1.000", "(0)", "1.000", "(1)"] for line in lines)
+    files = [path.name for path in reports.write(tmp_path / "out", report, vot_tracks, pair)]
+    assert files == ["report.json", "report.txt", "accuracy_robustness.png", "short.jpg", "long.jpg"]
+    picture = cv2.imread(str(tmp_path / "out" / "accuracy_robustness.png"))
+    # A dot for `firm`, the first in rank, at (1, 1): the corner of the axes.
+    assert _near(picture[48:53, 868:873], COLOURS[0]).all()
 
 
 def _near(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:

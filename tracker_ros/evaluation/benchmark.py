@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from tracker_ros.evaluation import provenance
 from tracker_ros.evaluation.runs import set_seeds
 from tracker_ros.evaluation.sequences import load_sequence
 from tracker_ros.evaluation.specs import TrackerSpec, parse_specs
@@ -62,7 +63,15 @@ def run(args: argparse.Namespace) -> int:
             specs, frames, box, warm_up=args.warm_up, count=args.frames, threads=args.threads, seed=args.seed,
             stages=not args.no_stages, on_frame=bar.update,
         )  # fmt: skip
-    result = {"source": source, "frames": args.frames, "threads": args.threads or None, "trackers": numbers}
+    devices = {label: own["device"] for label, own in numbers.items()}
+    result = {
+        "source": source,
+        "frames": args.frames,
+        "threads": args.threads or None,
+        "seed": args.seed,
+        "trackers": numbers,
+        "origin": provenance.describe(args.command_line, devices),
+    }
     print(table(result))
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -242,4 +251,5 @@ def table(result: dict[str, Any]) -> str:
     if len(numbers) == 2:
         (first, a), (second, b) = numbers.items()
         lines += ["", f"{first} takes {a['ms']['p50'] / b['ms']['p50']:.2f} times the median of {second}"]
+    lines += ["", provenance.text(result["origin"])]
     return "\n".join(lines)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from tracker_ros.evaluation import provenance
 from tracker_ros.evaluation import report as reports
-from tracker_ros.evaluation.runs import run_all
+from tracker_ros.evaluation.runs import PROTOCOLS, Protocol, run_all
 from tracker_ros.evaluation.sequences import find_sequences
 from tracker_ros.evaluation.specs import parse_specs
 
@@ -25,8 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--exclude", nargs="+", default=[], metavar="PATTERN", help="sequences to leave out")
     parser.add_argument("--one-based", action="store_true", help="the truth counts pixels from 1 (OTB and UAV123)")
     parser.add_argument(
+        "--protocol", choices=PROTOCOLS, default="ope",
+        help="ope: one pass from the first box; vot: new starts after failures, accuracy and robustness",
+    )  # fmt: skip
+    parser.add_argument(
         "--realtime", type=float, metavar="FPS",
-        help="frames come at this rate: a result counts on the frame that is current when it is ready",
+        help="frames come at this rate: a result counts on the frame that is current when it is ready (ope only)",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("out/evaluation"), metavar="DIR", help="where results go")
     parser.add_argument("--resume", action="store_true", help="take results of the same options that --out has already")
@@ -44,12 +49,15 @@ def run(args: argparse.Namespace) -> int:
     """Run the evaluation; prints the table and writes the report into ``--out``."""
     if args.realtime is not None and not args.realtime > 0:
         raise ValueError(f"--realtime is a frame rate above 0, got {args.realtime:g}")
+    if args.realtime is not None and args.protocol != "ope":
+        raise ValueError("--realtime goes with --protocol ope only")
     if args.jobs < 1 or (args.realtime is not None and args.jobs != 1):
         raise ValueError("--jobs must be at least 1, and exactly 1 with --realtime, as processes slow each other")
+    protocol = Protocol(args.protocol, args.realtime, args.seed)
     specs = parse_specs(args.tracker, args.settings, args.device)
     sequences = find_sequences(args.sequences, args.only, args.exclude, one_based=args.one_based)
-    for spec in specs:
-        spec.create()  # one that can't be built should say so now, not after the others have run
+    # One that can't be built should say so now, not after the others have run.
+    devices = {spec.label: spec.create().device for spec in specs}
     total = len(specs) * sum(len(s) for s in sequences)
     # In a log file, where a bar cannot be drawn over, one line every ten seconds is enough.
     pause = 0.1 if sys.stderr.isatty() else 10.0
@@ -60,10 +68,11 @@ def run(args: argparse.Namespace) -> int:
             bar.update(frames)
 
         tracks = run_all(
-            specs, sequences, out=args.out / "results", realtime=args.realtime, resume=args.resume, seed=args.seed,
-            jobs=args.jobs, on_frames=on_frames,
+            specs, sequences, protocol=protocol, out=args.out / "results", resume=args.resume, jobs=args.jobs,
+            on_frames=on_frames,
         )  # fmt: skip
-    report = reports.summarize(tracks, sequences, args.realtime)
+    report = reports.summarize(tracks, sequences, protocol)
+    report["origin"] = provenance.describe(args.command_line, devices)
     reports.write(args.out, report, tracks, sequences, strips=not args.no_strips)
     print(reports.table(report))
     print(f"\nreport, plots and results: {args.out}")

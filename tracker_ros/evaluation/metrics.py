@@ -31,6 +31,21 @@ def overlaps(boxes: Array, truth: Array) -> Array:
     return np.clip(pairwise_iou(boxes[present], truth[present]), 0, 1)
 
 
+def visible_overlaps(boxes: Array, truth: Array, size: tuple[int, int]) -> Array:
+    """IoU of the parts of matching rows inside an image of `size` (width, height), as VOT measures.
+
+    Returns:
+        N values in ``[0, 1]``; NaN where a row has a NaN.
+    """
+    bounds = np.array(size, np.float64)
+
+    def visible(rows: Array) -> Array:
+        begin, end = np.clip(rows[:, :2], 0, bounds), np.clip(rows[:, :2] + rows[:, 2:], 0, bounds)
+        return np.concatenate([begin, end - begin], 1)
+
+    return np.clip(pairwise_iou(visible(boxes), visible(truth)), 0, 1)
+
+
 def center_errors(boxes: Array, truth: Array, *, normalized: bool = False) -> Array:
     """Distances between the centres of matching rows, in pixels, for the frames with truth only.
 

@@ -28,7 +28,7 @@ def draw_curves(
     size: tuple[int, int] = (900, 640),
     x_max: float | None = None,
 ) -> Frame:
-    """Draw curves whose y lies in ``[0, 1]``.
+    """Draw curves whose y lies in ``[0, 1]``; one that has a single point is drawn as a dot.
 
     Args:
         title, x_label, y_label: texts (ASCII).
@@ -68,6 +68,8 @@ def draw_curves(
         known = np.isfinite(curve).all(0)
         points = np.array([place(float(a), float(b)) for a, b in np.transpose(curve)[known]], np.int32)
         cv2.polylines(image, [points.reshape(-1, 1, 2)], False, COLOURS[number % len(COLOURS)], 5, cv2.LINE_AA)
+        if len(points) == 1:
+            cv2.circle(image, tuple(points[0].tolist()), 14, COLOURS[number % len(COLOURS)], -1, cv2.LINE_AA)
     if curves:
         widest = max(cv2.getTextSize(label, _FONT, 0.9, 2)[0][0] for label in curves) / 2 + 60
         x0, y0 = right - widest - 10, top + 10

@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tracker_ros.evaluation import metrics
+from tracker_ros.evaluation import metrics, provenance, vot
 from tracker_ros.evaluation import sequences as seq
 from tracker_ros.evaluation.plots import draw_curves, draw_strip
-from tracker_ros.evaluation.runs import Track
+from tracker_ros.evaluation.runs import ONE_PASS, Protocol, Track
 
 #: Measures that are averaged over the sequences.
 MEASURES = ("auc", "auc_later", "precision", "normalized_precision", "op50", "op75")
@@ -26,31 +26,81 @@ POOLED = ("ao", "sr50", "sr75")
 STATES = ("precision", "recall", "false_alarms", "silent_misses")
 CURVES = ("success", "precisions", "normalized_precisions")
 
-_LEGEND = (
-    "AUC*: AUC without the first frame, whose box is given.\n"
-    "LostP, LostR: precision and recall of LOST on frames without the target. LostHit: hits (IoU > 0.5) called LOST.\n"
-    "SilMiss: misses (no overlap, or no target) called TRACKING. skip: frames that the tracker did not look at."
-)
+#: Columns of the tables: head, where the report has the number, digits.
+_COLUMNS = {
+    "ope": (
+        ("AUC", "mean.auc", 3), ("AUC*", "mean.auc_later", 3), ("Prec", "mean.precision", 3),
+        ("NPrec", "mean.normalized_precision", 3), ("OP50", "mean.op50", 3), ("OP75", "mean.op75", 3),
+        ("AO", "pooled.ao", 3), ("SR50", "pooled.sr50", 3), ("SR75", "pooled.sr75", 3),
+        ("LostP", "states.precision", 3), ("LostR", "states.recall", 3), ("LostHit", "states.false_alarms", 3),
+        ("SilMiss", "states.silent_misses", 3), ("ms p50", "milliseconds.p50", 1), ("ms p99", "milliseconds.p99", 1),
+        ("skip", "skipped", 3),
+    ),
+    "vot": (
+        ("A", "accuracy", 3), ("R", "robustness", 3), ("fail", "failures", 0), ("f/100", "failure_rate", 2),
+        ("frames", "frames", 0), ("ms p50", "milliseconds.p50", 1), ("ms p99", "milliseconds.p99", 1),
+    ),
+}  # fmt: skip
+
+_LEGENDS = {
+    "ope": (
+        "AUC*: AUC without the first frame, whose box is given.\n"
+        "LostP, LostR: precision and recall of LOST on frames without the target. LostHit: hits (IoU > 0.5) called "
+        "LOST.\nSilMiss: misses (no overlap, or no target) called TRACKING. skip: frames that the tracker did not "
+        "look at."
+    ),
+    "vot": (
+        f"A: mean IoU without the {vot.BURN_IN} frames from each start on. fail: frames without overlap; each is "
+        "followed by a new start.\nf/100: failures in 100 frames. "
+        f"R: chance of no failure in {vot.SENSITIVITY} frames, exp(-{vot.SENSITIVITY} failures / frames)."
+    ),
+}
 
 
 def summarize(
-    tracks: Mapping[str, Mapping[str, Track]], sequences: Sequence[seq.Sequence], realtime: float | None = None
+    tracks: Mapping[str, Mapping[str, Track]],
+    sequences: Sequence[seq.Sequence],
+    protocol: Protocol = ONE_PASS,
 ) -> dict[str, Any]:
-    """All numbers of an evaluation, as JSON takes them.
+    """All numbers of an evaluation, as JSON takes them (but for NaN, see `write`).
 
     Args:
         tracks: what each tracker said, by its label and the sequence's name.
-        sequences: what they ran over.
-        realtime: frames a second that they had to keep up with, for the record.
+        sequences: what they ran over; their truth must be known.
+        protocol: how they ran.
 
     Returns:
-        ``sequences``, ``realtime`` and ``trackers``: label -> ``mean`` (`MEASURES` and `CURVES` over sequences),
-        ``pooled`` (`POOLED` over frames), ``states`` (`STATES` and what they count), ``reliability`` (mean IoU a
-        score bin), ``milliseconds`` and ``skipped`` (part of the frames that were not looked at), and ``sequences``
-        with the numbers of each.
+        ``protocol``, ``realtime``, ``seed``, ``sequences`` (names) and ``trackers``: label -> ``milliseconds``
+        (``mean``, ``p50``, ``p99`` a frame and ``init_p50``), ``sequences`` with the numbers of each, and
+
+        - for ``ope``: ``mean`` (`MEASURES` and `CURVES` over sequences), ``pooled`` (`POOLED` over frames), ``states``
+          (`STATES` and what they count), ``reliability`` (mean IoU a score bin) and ``skipped`` (part of the frames
+          that were not looked at);
+        - for ``vot``: ``accuracy``, ``robustness``, ``failure_rate``, ``failures``, ``frames`` and ``judged``, of all
+          sequences together; see `vot.VotScores`.
     """
-    trackers = {label: _summarize(own, sequences) for label, own in tracks.items()}
-    return {"sequences": [s.name for s in sequences], "realtime": realtime, "trackers": trackers}
+    summary = _summarize_vot if protocol.name == "vot" else _summarize
+    return {
+        "protocol": protocol.name,
+        "realtime": protocol.realtime,
+        "seed": protocol.seed,
+        "sequences": [s.name for s in sequences],
+        "trackers": {label: summary(own, sequences) for label, own in tracks.items()},
+    }
+
+
+def _summarize_vot(tracks: Mapping[str, Track], sequences: Sequence[seq.Sequence]) -> dict[str, Any]:
+    scores = {s.name: vot.evaluate(tracks[s.name], s.truth) for s in sequences}
+    return {
+        **_vot_numbers(sum(scores.values(), start=vot.VotScores())),
+        "milliseconds": _milliseconds(tracks, sequences),
+        "sequences": {name: _vot_numbers(own) for name, own in scores.items()},
+    }
+
+
+def _vot_numbers(scores: vot.VotScores) -> dict[str, float]:
+    keys = ("accuracy", "robustness", "failure_rate", "failures", "frames", "judged")
+    return {key: getattr(scores, key) for key in keys}
 
 
 def _summarize(tracks: Mapping[str, Track], sequences: Sequence[seq.Sequence]) -> dict[str, Any]:
@@ -61,7 +111,6 @@ def _summarize(tracks: Mapping[str, Track], sequences: Sequence[seq.Sequence]) -
     frames = max(1, sum(weights.values()))
     total = sum(states.values(), start=metrics.StateDecisions())
     seconds = np.concatenate([tracks[s.name].seconds[1:] for s in sequences])
-    taken = seconds[~np.isnan(seconds)] * 1e3
     per_sequence = {}
     for name, own in scores.items():
         numbers = {key: getattr(own, key) for key in ("frames", *MEASURES, *POOLED)}
@@ -77,14 +126,21 @@ def _summarize(tracks: Mapping[str, Track], sequences: Sequence[seq.Sequence]) -
         },
         "states": _decisions(total),
         "reliability": reliability(tracks, sequences),
-        "milliseconds": {
-            "mean": float(taken.mean()) if len(taken) else math.nan,
-            "p50": float(np.percentile(taken, 50)) if len(taken) else math.nan,
-            "p99": float(np.percentile(taken, 99)) if len(taken) else math.nan,
-            "init_p50": float(np.median([tracks[s.name].seconds[0] for s in sequences])) * 1e3,
-        },
+        "milliseconds": _milliseconds(tracks, sequences),
         "skipped": float(np.isnan(seconds).mean()) if len(seconds) else 0.0,
         "sequences": per_sequence,
+    }
+
+
+def _milliseconds(tracks: Mapping[str, Track], sequences: Sequence[seq.Sequence]) -> dict[str, float]:
+    starts = np.concatenate([tracks[s.name].seconds[list(tracks[s.name].starts)] for s in sequences]) * 1e3
+    steps = np.concatenate([np.delete(tracks[s.name].seconds, tracks[s.name].starts) for s in sequences]) * 1e3
+    steps = steps[~np.isnan(steps)]
+    return {
+        "mean": float(steps.mean()) if len(steps) else math.nan,
+        "p50": float(np.percentile(steps, 50)) if len(steps) else math.nan,
+        "p99": float(np.percentile(steps, 99)) if len(steps) else math.nan,
+        "init_p50": float(np.median(starts)),
     }
 
 
@@ -113,50 +169,59 @@ def reliability(tracks: Mapping[str, Track], sequences: Sequence[seq.Sequence], 
 
 
 def table(report: Mapping[str, Any], *, per_sequence: bool = True) -> str:
-    """The report as text: a row a tracker, best AUC first, then the AUC of every sequence."""
-    ranked = sorted(report["trackers"].items(), key=lambda item: -item[1]["mean"]["auc"])
+    """The report as text: a row a tracker, the best first, then the main number of every sequence."""
+    columns = _COLUMNS[report["protocol"]]
+    ranked = _ranked(report)
     width = max([len("tracker"), *(len(label) for label, _ in ranked)]) + 2
-    heads = [
-        "AUC",
-        "AUC*",
-        "Prec",
-        "NPrec",
-        "OP50",
-        "OP75",
-        "AO",
-        "SR50",
-        "SR75",
-        "LostP",
-        "LostR",
-        "LostHit",
-        "SilMiss",
-    ]
-    heads += ["ms p50", "ms p99", "skip"]
-    lines = ["tracker".ljust(width) + "".join(head.rjust(8) for head in heads)]
+    lines = ["tracker".ljust(width) + "".join(head.rjust(8) for head, _, _ in columns)]
     for label, own in ranked:
-        numbers = [own["mean"][key] for key in MEASURES] + [own["pooled"][key] for key in POOLED]
-        numbers += [own["states"][key] for key in STATES]
-        cells = [_cell(v, 3) for v in numbers]
-        cells += [_cell(own["milliseconds"]["p50"], 1), _cell(own["milliseconds"]["p99"], 1), _cell(own["skipped"], 3)]
+        cells = [_cell(_find(own, path), digits) for _, path, digits in columns]
         lines.append(label.ljust(width) + "".join(cell.rjust(8) for cell in cells))
     if per_sequence:
         names = report["sequences"]
-        name_width = max(len(name) for name in [*names, "AUC by sequence"]) + 2
-        columns = [max(8, len(label) + 2) for label, _ in ranked]
-        rows = {"AUC by sequence": [label for label, _ in ranked]}
-        rows |= {name: [_cell(own["sequences"][name]["auc"], 3) for _, own in ranked] for name in names}
+        title = "A (failures) by sequence" if report["protocol"] == "vot" else "AUC by sequence"
+        name_width = max(len(name) for name in [*names, title]) + 2
+        widths = [max(10, len(label) + 2) for label, _ in ranked]
+        rows = {title: [label for label, _ in ranked]}
+        rows |= {name: [_sequence_cell(own["sequences"][name]) for _, own in ranked] for name in names}
         lines.append("")
         for name, cells in rows.items():
-            row = (cell.rjust(column) for cell, column in zip(cells, columns, strict=True))
+            row = (cell.rjust(column) for cell, column in zip(cells, widths, strict=True))
             lines.append(name.ljust(name_width) + "".join(row))
-    lines += ["", _LEGEND]
+    lines += ["", _LEGENDS[report["protocol"]]]
     if report["realtime"]:
         lines += ["", f"against the clock: frames came at {report['realtime']:g} Hz"]
+    if "origin" in report:
+        lines += ["", provenance.text(report["origin"]) + f"\nseed: {report['seed']}"]
     return "\n".join(lines)
 
 
+def _ranked(report: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The trackers, the best first: by AUC, or by failures and then accuracy (NaN last)."""
+
+    def key(item: tuple[str, dict[str, Any]]) -> tuple[float, ...]:
+        own = item[1]
+        if report["protocol"] == "vot":
+            return own["failures"], -np.nan_to_num(own["accuracy"])
+        return (-own["mean"]["auc"],)
+
+    return sorted(report["trackers"].items(), key=key)
+
+
+def _find(numbers: Mapping[str, Any], path: str) -> float:
+    """``numbers["a"]["b"]`` for the path ``a.b``."""
+    found: Any = numbers
+    for key in path.split("."):
+        found = found[key]
+    return float(found)
+
+
+def _sequence_cell(own: Mapping[str, Any]) -> str:
+    return f"{_cell(own['accuracy'], 3)} ({own['failures']})" if "failures" in own else _cell(own["auc"], 3)
+
+
 def _cell(value: float, digits: int) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def write(
@@ -167,7 +232,11 @@ def write(
     *,
     strips: bool = True,
 ) -> list[Path]:
-    """Write ``report.json``, ``report.txt``, the plots and ``strips/<sequence>.jpg`` into `out`; returns the files."""
+    """Write ``report.json`` (null for NaN), ``report.txt``, the plots and ``strips/<sequence>.jpg`` into `out`.
+
+    Returns:
+        The files.
+    """
     out.mkdir(parents=True, exist_ok=True)
     files = [out / "report.json", out / "report.txt"]
     files[0].write_text(json.dumps(_finite(report), indent=1) + "\n")
@@ -184,8 +253,17 @@ def write(
 
 
 def plots(report: Mapping[str, Any]) -> dict[str, NDArray[np.uint8]]:
-    """The report's curves: ``success``, ``precision``, ``normalized_precision`` and ``reliability``."""
-    ranked = sorted(report["trackers"].items(), key=lambda item: -item[1]["mean"]["auc"])
+    """The report's pictures (HxWx3 uint8, BGR) by name.
+
+    ``success``, ``precision``, ``normalized_precision`` and ``reliability`` for ``ope``; ``accuracy_robustness`` for
+    ``vot``.
+    """
+    ranked = _ranked(report)
+    if report["protocol"] == "vot":
+        points = {label: (np.array([own["robustness"]]), np.array([own["accuracy"]])) for label, own in ranked}
+        axis = f"robustness (no failure in {vot.SENSITIVITY} frames)"
+        title = f"Accuracy and robustness, {len(report['sequences'])} sequences"
+        return {"accuracy_robustness": draw_curves(title, axis, "accuracy", points, x_max=1.0)}
 
     def curves(key: str, x: NDArray[np.float64], measure: str) -> dict[str, Any]:
         return {f"{label} [{own['mean'][measure]:.3f}]": (x, np.array(own["mean"][key])) for label, own in ranked}

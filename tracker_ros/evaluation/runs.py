@@ -1,8 +1,12 @@
-"""Runs of trackers over sequences: one pass from the first frame's true box, offline or against the clock.
+"""Runs of trackers over sequences: one pass from the first frame's true box, or with new starts after failures.
 
-Offline, the tracker sees every frame and its answer counts on that frame. Against the clock (`realtime`), frames come
-at the camera's rate: the tracker always takes the newest one and skips those that it missed, and its answer counts
-from the frame that is current when it is ready (Li, Wang & Ramanan, "Towards streaming perception", ECCV 2020).
+One pass (OPE) is offline or against the clock. Offline, the tracker sees every frame and its answer counts on that
+frame. Against the clock (`realtime`), frames come at the camera's rate: the tracker always takes the newest one and
+skips those that it missed, and its answer counts from the frame that is current when it is ready (Li, Wang & Ramanan,
+"Towards streaming perception", ECCV 2020).
+
+With new starts (VOT), the tracker is started again on the true box some frames after each failure (Kristan et al., "A
+novel performance evaluation methodology for single-target trackers", PAMI 2016).
 """
 
 from __future__ import annotations
@@ -24,10 +28,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracker_ros.evaluation import sequences as seq
+from tracker_ros.evaluation.metrics import visible_overlaps
 from tracker_ros.evaluation.specs import TrackerSpec
+from tracker_ros.geometry.boxes import Box, InvalidBox, validate_init_box
 from tracker_ros.trackers.base import Tracker, TrackState
 
 Array = NDArray[np.float64]
+
+PROTOCOLS = ("ope", "vot")
+#: VOT: frames from a failure to the new start (Kristan et al., "The VOT2013 challenge results").
+RESTART_AFTER = 5
 
 
 @dataclass(frozen=True)
@@ -35,11 +45,14 @@ class Track:
     """What a tracker said of a sequence of N frames.
 
     Attributes:
-        boxes: Nx4 (x, y, w, h in pixels); the first row is the box that it was given.
-        scores: N values in ``[0, 1]``.
-        states: N values of `TrackState`.
-        seconds: N processing times; NaN for frames that were skipped. The first is the initialisation.
+        boxes: Nx4 (x, y, w, h in pixels); where it was started, the box that it was given; rows of NaN between a
+            failure and the new start.
+        scores: N values in ``[0, 1]``; NaN where there is no box.
+        states: N values of `TrackState`; IDLE where there is no box.
+        seconds: N processing times; NaN for frames that it did not look at. Where it was started, the initialisation.
         size: width and height of the images in pixels.
+        starts: frames on which it was started.
+        failures: frames on which it lost the target, by the VOT protocol.
     """
 
     boxes: Array
@@ -47,6 +60,46 @@ class Track:
     states: NDArray[np.int64]
     seconds: Array
     size: tuple[int, int]
+    starts: tuple[int, ...] = (0,)
+    failures: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How trackers are run over a sequence.
+
+    Attributes:
+        name: ``ope``, one pass (`track_sequence`), or ``vot``, new starts after failures (`track_supervised`).
+        realtime: frames a second that trackers have to keep up with; None: they may take their time.
+        seed: of every random generator, set before each sequence.
+
+    Raises:
+        ValueError: no such protocol, a rate that is not above 0, or a rate with ``vot``.
+    """
+
+    name: str = "ope"
+    realtime: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.name not in PROTOCOLS:
+            raise ValueError(f"there is no protocol '{self.name}' (there are: {', '.join(PROTOCOLS)})")
+        if self.realtime is not None and not self.realtime > 0:
+            raise ValueError(f"realtime is a frame rate above 0, got {self.realtime:g}")
+        if self.realtime is not None and self.name != "ope":
+            raise ValueError("realtime goes with the protocol 'ope' only")
+
+    def run(
+        self, tracker: Tracker[Any], sequence: seq.Sequence, on_frame: Callable[[], object] = lambda: None
+    ) -> Track:
+        """Run `tracker` over `sequence`; `on_frame` is called after each frame of it (for progress bars)."""
+        if self.name == "vot":
+            return track_supervised(tracker, sequence, seed=self.seed, on_frame=on_frame)
+        return track_sequence(tracker, sequence, realtime=self.realtime, seed=self.seed, on_frame=on_frame)
+
+
+#: One pass, offline.
+ONE_PASS = Protocol()
 
 
 def track_sequence(
@@ -105,6 +158,70 @@ def track_sequence(
     return Track(boxes[latest], scores[latest], states[latest], seconds, size)
 
 
+def track_supervised(
+    tracker: Tracker[Any],
+    sequence: seq.Sequence,
+    *,
+    seed: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
+    on_frame: Callable[[], object] = lambda: None,
+) -> Track:
+    """Run `tracker` over `sequence`, starting it again after each failure.
+
+    A failure is a frame in which its box and the true one do not overlap inside the image. The next start is
+    `RESTART_AFTER` frames later, or on the first frame after that whose true box a track can start on. A frame without
+    truth is no failure. Whether the tracker calls itself LOST plays no part.
+
+    Args:
+        tracker: any tracker.
+        sequence: the frames and the truth.
+        seed: of every random generator, set before the first start.
+        clock: seconds; the time between two readings is what the tracker took.
+        on_frame: called for each frame of the sequence, also those that are left out.
+    """
+    set_seeds(seed)
+    count = len(sequence)
+    boxes = np.full((count, 4), np.nan)
+    scores, seconds = np.full(count, np.nan), np.full(count, np.nan)
+    states = np.full(count, int(TrackState.IDLE), np.int64)
+    starts: list[int] = []
+    failures: list[int] = []
+    size = (0, 0)
+    running, earliest = False, 0
+    for index in range(count):
+        if running:
+            frame = sequence.frame(index)
+            begin = clock()
+            estimate = tracker.track(frame)
+            seconds[index] = clock() - begin
+            boxes[index], scores[index], states[index] = estimate.box, estimate.score, int(estimate.state)
+            if visible_overlaps(boxes[[index]], sequence.truth[[index]], size)[0] == 0:
+                failures.append(index)
+                running, earliest = False, index + RESTART_AFTER
+        elif index >= earliest:
+            frame = sequence.frame(index)
+            size = frame.shape[1], frame.shape[0]
+            box = Box(*(float(v) for v in sequence.truth[index]))
+            # The first box must do; if a later one does not, the next one may.
+            if index == 0 or _can_start(box, size):
+                begin = clock()
+                tracker.initialize(frame, box)
+                seconds[index] = clock() - begin
+                boxes[index], scores[index], states[index] = box, 1.0, int(TrackState.TRACKING)
+                starts.append(index)
+                running = True
+        on_frame()
+    return Track(boxes, scores, states, seconds, size, tuple(starts), tuple(failures))
+
+
+def _can_start(box: Box, size: tuple[int, int]) -> bool:
+    try:
+        validate_init_box(box, *size)
+    except InvalidBox:
+        return False
+    return True
+
+
 def _next_frame(now: float, done: int, fps: float) -> tuple[int, float]:
     """The newest frame at time `now` if it is newer than `done`, else the next one and the time at which it comes."""
     newest = math.floor(now * fps + 1e-9)
@@ -124,10 +241,9 @@ def run_all(
     specs: Sequence[TrackerSpec],
     sequences: Sequence[seq.Sequence],
     *,
+    protocol: Protocol = ONE_PASS,
     out: Path | None = None,
-    realtime: float | None = None,
     resume: bool = False,
-    seed: int = 0,
     jobs: int = 1,
     on_frames: Callable[[str, int], object] = lambda label, frames: None,
 ) -> dict[str, dict[str, Track]]:
@@ -136,10 +252,9 @@ def run_all(
     Args:
         specs: the trackers.
         sequences: what they run over.
+        protocol: how they run.
         out: folder for the results, ``<tracker>/<sequence>.json`` and ``.txt`` (boxes only); None: keep them in memory.
-        realtime: see `track_sequence`.
-        resume: take the results that lie in `out` already, if they were made with the same options.
-        seed: see `track_sequence`.
+        resume: take the results that lie in `out` already, if they were made under the same conditions.
         jobs: number of processes; timings are only meaningful with one.
         on_frames: called with a tracker's label and a number of frames that were finished.
 
@@ -150,34 +265,29 @@ def run_all(
     todo: list[tuple[TrackerSpec, seq.Sequence]] = []
     for spec in specs:
         for sequence in sequences:
-            track = _load(out, spec, sequence, realtime, seed) if resume and out is not None else None
+            track = _load(out, spec, sequence, protocol) if resume and out is not None else None
             if track is None:
                 todo.append((spec, sequence))
             else:
                 found[spec.label][sequence.name] = track
                 on_frames(spec.label, len(sequence))
-
-    def keep(spec: TrackerSpec, sequence: seq.Sequence, track: Track) -> None:
+    for spec, sequence, track in _run(todo, protocol, jobs, on_frames):
         found[spec.label][sequence.name] = track
         if out is not None:
-            _save(out, spec, sequence, realtime, seed, track)
-
-    for spec, sequence, track in _run(todo, realtime, seed, jobs, on_frames):
-        keep(spec, sequence, track)
+            _save(out, spec, sequence, protocol, track)
     return {label: {s.name: tracks[s.name] for s in sequences} for label, tracks in found.items()}
 
 
 def _run(
     todo: Iterable[tuple[TrackerSpec, seq.Sequence]],
-    realtime: float | None,
-    seed: int,
+    protocol: Protocol,
     jobs: int,
     on_frames: Callable[[str, int], object],
 ) -> Iterator[tuple[TrackerSpec, seq.Sequence, Track]]:
     if jobs > 1:
         # Spawned, since a process with threads of torch or OpenCV must not be forked.
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-            waiting = {pool.submit(_job, spec, sequence, realtime, seed): (spec, sequence) for spec, sequence in todo}
+            waiting = {pool.submit(_job, spec, sequence, protocol): (spec, sequence) for spec, sequence in todo}
             for future in as_completed(waiting):
                 spec, sequence = waiting[future]
                 on_frames(spec.label, len(sequence))
@@ -192,19 +302,19 @@ def _run(
         def on_frame(label: str = spec.label) -> None:
             on_frames(label, 1)
 
-        yield spec, sequence, track_sequence(tracker, sequence, realtime=realtime, seed=seed, on_frame=on_frame)
+        yield spec, sequence, protocol.run(tracker, sequence, on_frame)
 
 
-def _job(spec: TrackerSpec, sequence: seq.Sequence, realtime: float | None, seed: int) -> Track:
+def _job(spec: TrackerSpec, sequence: seq.Sequence, protocol: Protocol) -> Track:
     """One sequence in a process of its own, which shares the machine with others."""
     cv2.setNumThreads(1)
     tracker = spec.create()
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
-    return track_sequence(tracker, sequence, realtime=realtime, seed=seed)
+    return protocol.run(tracker, sequence)
 
 
-def _conditions(spec: TrackerSpec, sequence: seq.Sequence, realtime: float | None, seed: int) -> dict[str, Any]:
+def _conditions(spec: TrackerSpec, sequence: seq.Sequence, protocol: Protocol) -> dict[str, Any]:
     """What a result depends on, as JSON gives it back."""
     conditions = {
         "tracker": spec.name,
@@ -212,25 +322,28 @@ def _conditions(spec: TrackerSpec, sequence: seq.Sequence, realtime: float | Non
         "sequence": sequence.name,
         "frames": len(sequence),
         "first_box": list(sequence.first_box),
-        "realtime": realtime,
-        "seed": seed,
+        "protocol": protocol.name,
+        "realtime": protocol.realtime,
+        "seed": protocol.seed,
     }
     return dict(json.loads(json.dumps(conditions)))
 
 
-def _save(
-    out: Path, spec: TrackerSpec, sequence: seq.Sequence, realtime: float | None, seed: int, track: Track
-) -> None:
+def _save(out: Path, spec: TrackerSpec, sequence: seq.Sequence, protocol: Protocol, track: Track) -> None:
     folder = out / spec.folder
     folder.mkdir(parents=True, exist_ok=True)
     data = {
-        **_conditions(spec, sequence, realtime, seed),
+        **_conditions(spec, sequence, protocol),
         "size": list(track.size),
-        "boxes": [[round(v, 4) for v in row] for row in track.boxes.tolist()],
-        "scores": [round(v, 6) for v in track.scores.tolist()],
+        "starts": list(track.starts),
+        "failures": list(track.failures),
+        "boxes": [_rounded(row, 4) for row in track.boxes],
+        "scores": _rounded(track.scores, 6),
         "states": track.states.tolist(),
-        "seconds": [None if math.isnan(v) else round(v, 6) for v in track.seconds.tolist()],
+        "seconds": _rounded(track.seconds, 6),
     }
+    if sequence.stamps:
+        data["stamps"] = list(sequence.stamps)
     np.savetxt(folder / f"{sequence.name}.txt", track.boxes, fmt="%.4f", delimiter=",")
     # Written under another name first: an interrupted run leaves no half file that a later one would take.
     half = folder / f"{sequence.name}.json.part"
@@ -238,18 +351,26 @@ def _save(
     half.replace(folder / f"{sequence.name}.json")
 
 
-def _load(out: Path, spec: TrackerSpec, sequence: seq.Sequence, realtime: float | None, seed: int) -> Track | None:
+def _rounded(values: Array, digits: int) -> list[float | None]:
+    """The values with None for NaN, which is no JSON."""
+    return [None if math.isnan(v) else round(v, digits) for v in values.tolist()]
+
+
+def _load(out: Path, spec: TrackerSpec, sequence: seq.Sequence, protocol: Protocol) -> Track | None:
     """The saved result, or None where there is none that was made under the same conditions."""
     path = out / spec.folder / f"{sequence.name}.json"
     if not path.is_file():
         return None
     data = json.loads(path.read_text())
-    if any(data.get(key) != value for key, value in _conditions(spec, sequence, realtime, seed).items()):
+    if any(data.get(key) != value for key, value in _conditions(spec, sequence, protocol).items()):
         return None
+    # NumPy reads None as NaN.
     return Track(
         np.array(data["boxes"], np.float64),
         np.array(data["scores"], np.float64),
         np.array(data["states"], np.int64),
-        np.array([math.nan if v is None else v for v in data["seconds"]], np.float64),
+        np.array(data["seconds"], np.float64),
         (int(data["size"][0]), int(data["size"][1])),
+        tuple(data["starts"]),
+        tuple(data["failures"]),
     )

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -36,19 +37,49 @@ class InvalidSequence(ValueError):
     """A folder that is no sequence; the message names the file and what is wrong with it."""
 
 
+class Images(Protocol):
+    """Where a sequence's frames come from; one that processes are to share must be picklable."""
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        ...
+
+    def __getitem__(self, index: int) -> Frame:
+        """Read frame `index`: HxWx3 uint8, BGR."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Frames that are image files, one a frame."""
+
+    paths: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Frame:
+        return read_image(self.paths[index])
+
+
 @dataclass(frozen=True)
 class Sequence:
     """Images and the target's box in each.
 
     Attributes:
-        name: name of the folder.
-        images: one file a frame.
-        truth: Nx4 float64, x, y, w, h in pixels, 0-based; rows of NaN where the target is absent.
+        name: name of the folder or bag.
+        images: the frames.
+        truth: Nx4 float64, x, y, w, h in pixels, 0-based; rows of NaN where the target is absent. Where `known` is
+            False, the first row is the box to start on and the others are NaN.
+        known: there is a truth to measure against.
+        stamps: when the images were taken, in nanoseconds; empty where nothing tells.
     """
 
     name: str
-    images: tuple[Path, ...]
+    images: Images
     truth: NDArray[np.float64]
+    known: bool = True
+    stamps: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -68,9 +99,9 @@ class Sequence:
         """Read frame `index`: HxWx3 uint8, BGR.
 
         Raises:
-            InvalidSequence: the file is no image.
+            InvalidSequence: it is no image.
         """
-        return read_image(self.images[index])
+        return self.images[index]
 
 
 def read_image(path: Path) -> Frame:
@@ -151,7 +182,7 @@ def load_sequence(folder: Path, truth_file: Path | None = None, *, one_based: bo
         raise InvalidSequence(f"'{truth_file}' has no box for the first frame, so no track can start")
     if one_based:
         truth[:, :2] -= 1
-    return Sequence(folder.name, tuple(images), truth)
+    return Sequence(folder.name, ImageFiles(tuple(images)), truth)
 
 
 def find_sequences(
