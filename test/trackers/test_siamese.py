@@ -287,6 +287,26 @@ def test_up_channel_network_tracks_behind_the_same_name(frames: list[NDArray[np.
     assert all(np.isfinite(e[0].box).all() for e in _run(tracker, BOXES[:1], frames))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_plain_networks_give_the_same_results(name: str, frames: list[NDArray[np.uint8]]) -> None:
+    fast, plain = (_run(_tracker(name, plain=plain), BOXES, frames) for plain in (False, True))
+    for ours, theirs in zip(fast, plain, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(a.box, b.box, atol=0.01)
+            assert a.score == pytest.approx(b.score, abs=1e-4)
+            assert a.heatmap is not None
+            assert b.heatmap is not None
+            np.testing.assert_allclose(a.heatmap, b.heatmap, atol=1e-3)
+
+
+def test_large_targets_are_decimated(frames: list[NDArray[np.uint8]]) -> None:
+    """A region far larger than the crop, part of it outside of the image."""
+    tracker = _tracker("siamrpn")
+    estimates = _run(tracker, [Box(20.0, 10.0, 290.0, 220.0)], frames)
+    assert all(np.isfinite(e[0].box).all() for e in estimates)
+    assert estimates[0][0].search_region.w > 2 * 0.5 * W
+
+
 def test_low_precision_and_no_heatmap(frames: list[NDArray[np.uint8]]) -> None:
     for name in NAMES:
         tracker = _tracker(name, precision="bfloat16", heatmap=False)

@@ -55,6 +55,9 @@ class SiameseOptions(TrackerOptions):
         "off: the paper's tracker, exact to the sub-pixel; published: the published tracker's arithmetic",
         choices=("off", "published"),
     )
+    plain: bool = option(
+        False, "compute the networks as the papers draw them, slower and with the same results: for comparison"
+    )
 
     template_size: int = option(127, "side of the template crop, pixels", low=63, high=255)
     search_size: int = option(255, "side of the search crop, pixels", low=127, high=767)
@@ -204,12 +207,13 @@ class SiameseTracker(Tracker[SiameseTarget]):
         self.device = str(device)
         self._torch_device = device
         self._dtype = choose_dtype(options.precision, device)
-        prepared = prepare(copy.deepcopy(network), device)
-        for module in prepared.convolutions():
+        own = copy.deepcopy(network)
+        own = own.eval().requires_grad_(False).to(device) if options.plain else prepare(own, device)
+        for module in own.convolutions():
             module.to(self._dtype)
         self.timer: NullTimer = NULL_TIMER
         self._grids: dict[int, Tensor] = {}
-        self.build(prepared)
+        self.build(own)
 
     @abstractmethod
     def build(self, network: SiameseNet) -> None:
@@ -422,8 +426,9 @@ class SiameseTracker(Tracker[SiameseTarget]):
         """BGR crops to the device, Bx3xSxS in [0, 255]."""
         stacked = crops[0][None] if len(crops) == 1 else np.stack(crops)
         image = self._to_device(torch.from_numpy(np.ascontiguousarray(stacked)))
-        # Channels lie last already, which is how the convolutions want them.
-        return image.permute(0, 3, 1, 2).to(self._dtype)
+        # Channels lie last already, which is how the prepared convolutions want them.
+        image = image.permute(0, 3, 1, 2).to(self._dtype)
+        return image.contiguous() if self.options.plain else image
 
     def _tensor(self, values: NDArray[np.float64]) -> Tensor:
         return self._to_device(torch.from_numpy(np.ascontiguousarray(values, np.float32)))

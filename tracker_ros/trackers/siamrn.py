@@ -8,7 +8,7 @@ scores of the first pass, and the rest count as background.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -38,6 +38,19 @@ class SiamRNOptions(SiameseOptions):
 PRESETS: dict[str, SiamRNOptions] = {"siamrn": SiamRNOptions()}
 
 
+class PlainTemplate(NamedTuple):
+    """What is kept of T targets over L levels where the relation detector runs as it is drawn.
+
+    Attributes:
+        cls, loc: correlation kernels, TxLxCxKxK.
+        targets: pooled targets, TxLxCxPxP.
+    """
+
+    cls: Tensor
+    loc: Tensor
+    targets: Tensor
+
+
 class SiamRN(PointTracker):
     """SiamRN tracker."""
 
@@ -48,17 +61,20 @@ class SiamRN(PointTracker):
     def build(self, network: SiameseNet) -> None:
         """See `SiameseTracker.build`."""
         self.network = cast(SiamRNNet, network)
-        self.relation = FusedRelation(self.network)
+        self.relation = None if self.options.plain else FusedRelation(self.network)
 
     def embed(self, crops: Tensor, boxes: Tensor) -> tuple[Tensor, ...]:
         """See `SiameseTracker.embed`."""
         features = self.network.features(crops)
-        return self.relation.template(self.network.kernels(features), self.network.pool_target(features, boxes))
+        kernels, targets = self.network.kernels(features), self.network.pool_target(features, boxes)
+        if self.relation is None:
+            return PlainTemplate(kernels.cls, kernels.loc, torch.stack(targets, 1))
+        return self.relation.template(kernels, targets)
 
     def respond(self, crops: Tensor, template: tuple[Tensor, ...]) -> tuple[Response, int]:
         """See `SiameseTracker.respond`."""
-        net, kept = self.network, cast(RelationTemplate, template)
-        kernels = Kernels(kept.cls, kept.loc)
+        net = self.network
+        kernels = Kernels(*template[:2])
         with self.timer.stage("backbone"):
             features = net.features(crops)
         with self.timer.stage("head"):
@@ -74,7 +90,12 @@ class SiamRN(PointTracker):
                 chosen = boxes.gather(1, index[..., None].expand(-1, -1, 4))
                 seen = [maps.gather(2, index[:, None].expand(-1, maps.shape[1], -1)) for maps in correlations]
         with self.timer.stage("relation"):
-            matching = self.relation.match(features, kept, self._clip(chosen))
+            if self.relation is None:
+                matching = net.match(
+                    features, list(cast(PlainTemplate, template).targets.unbind(1)), self._clip(chosen)
+                )
+            else:
+                matching = self.relation.match(features, cast(RelationTemplate, template), self._clip(chosen))
         with self.timer.stage("head"):
             logits = net.classify([(maps * matching[:, None])[..., None] for maps in seen])
             scores = logits.softmax(1)[:, 1]
