@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -12,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import tracker_ros
 import tracker_ros.trackers.clnet as clnet_tracker
 from tracker_ros import weights
 from tracker_ros.geometry.anchors import anchor_shapes, anchors, cosine_window, decode_anchors, decode_points, points
@@ -41,6 +44,7 @@ TRACKERS = {
 class Published:
     """A published network with its numbers."""
 
+    folder: str
     name: str
     net: Any
     stages: golden.Stages
@@ -68,7 +72,7 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     torch.save(golden.published_state(request.param), path)
     net = weights.import_checkpoint(path, name).eval()
     path.unlink()
-    return Published(name, net, golden.Stages(request.param))
+    return Published(request.param, name, net, golden.Stages(request.param))
 
 
 def _features(p: Published, prefix: str) -> list[Tensor]:
@@ -222,3 +226,25 @@ def test_second_frame(published: Published) -> None:
     cells = len(estimate.heatmap)
     expected = s["x/score"].reshape(-1, cells, cells).max(0)
     assert np.abs(estimate.heatmap - expected).max() < MAGNIFIED
+
+
+@on("siamrpn_alex")
+def test_an_imported_file_tracks_by_name(published: Published, tmp_path: Path) -> None:
+    """Checkpoint, command, weights file, tracker: as it is done from a terminal."""
+    checkpoint, file = tmp_path / "model.pth", tmp_path / "model.safetensors"
+    torch.save(golden.published_state(published.folder), checkpoint)
+    parser = argparse.ArgumentParser()
+    weights.add_arguments(parser)
+    arguments = [str(checkpoint), "--tracker", published.name, "--out", str(file)]
+    assert weights.run(parser.parse_args(arguments)) == 0
+    tracker = tracker_ros.create(
+        TRACKERS[published.name],
+        weights=str(file),
+        network=published.name,
+        compat="published",
+        precision="float32",
+        device="cpu",
+    )
+    tracker.initialize(_frame(0), tuple(map(float, published.stages["init_box"])))
+    box = tracker.track(_frame(1)).box
+    assert np.abs(np.array(box) - published.stages["x/result_box_xywh"]).max() < 0.05
