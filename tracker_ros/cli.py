@@ -12,9 +12,11 @@ import importlib
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import tracker_ros
 from tracker_ros.trackers import registry
+from tracker_ros.trackers.base import Frame
 
 #: Command -> the module that has its `add_arguments` and `run`, and one line on what it does.
 COMMANDS = {
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         module.add_arguments(parser)
-        parser.set_defaults(command_line=shlex.join(["tracker_ros", *arguments]))
+        parser.set_defaults(command_line=shlex.join(["tracker_ros", *arguments]), decode_image=_decode_image)
         return int(module.run(parser.parse_args(arguments[1:])) or 0)
     except KeyboardInterrupt:
         print(f"tracker_ros {name}: interrupted", file=sys.stderr)
@@ -66,6 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = str(error) if meant and str(error) else f"{type(error).__name__}: {error} (--debug shows where)"
         print(f"tracker_ros {name}: error: {text}", file=sys.stderr)
         return 2
+
+
+def _decode_image(message: Any) -> Frame:
+    """Decode an image message; given to the commands from here, as they must not import what is ROS's."""
+    from tracker_ros.ros.images import from_message
+
+    return from_message(message)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

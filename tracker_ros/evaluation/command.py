@@ -10,9 +10,11 @@ from tqdm import tqdm
 
 from tracker_ros.evaluation import provenance
 from tracker_ros.evaluation import report as reports
+from tracker_ros.evaluation.bags import is_bag, load_bag
 from tracker_ros.evaluation.runs import PROTOCOLS, Protocol, run_all
-from tracker_ros.evaluation.sequences import find_sequences
+from tracker_ros.evaluation.sequences import Sequence, find_sequences
 from tracker_ros.evaluation.specs import parse_specs
+from tracker_ros.geometry.boxes import Box
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,10 +23,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tracker", nargs="+", required=True, metavar="NAME",
         help="trackers; NAME:field=value,... changes options, so that one tracker can run in several forms",
     )  # fmt: skip
-    parser.add_argument("--sequences", type=Path, required=True, metavar="DIR", help="folder of sequences, or one")
+    parser.add_argument(
+        "--sequences", type=Path, required=True, metavar="PATH", help="folder of sequences, one of them, or a rosbag2"
+    )
     parser.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="sequences to take (otb_*)")
     parser.add_argument("--exclude", nargs="+", default=[], metavar="PATTERN", help="sequences to leave out")
     parser.add_argument("--one-based", action="store_true", help="the truth counts pixels from 1 (OTB and UAV123)")
+    parser.add_argument("--image-topic", metavar="TOPIC", help="rosbag2: the images, where it has several such topics")
+    parser.add_argument("--truth-topic", metavar="TOPIC", help="rosbag2: the truth (vision_msgs/Detection2D)")
+    parser.add_argument(
+        "--box", metavar="X,Y,W,H", help="rosbag2 without truth: the box to start on in the first image, pixels"
+    )
     parser.add_argument(
         "--protocol", choices=PROTOCOLS, default="ope",
         help="ope: one pass from the first box; vot: new starts after failures, accuracy and robustness",
@@ -55,7 +64,10 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--jobs must be at least 1, and exactly 1 with --realtime, as processes slow each other")
     protocol = Protocol(args.protocol, args.realtime, args.seed)
     specs = parse_specs(args.tracker, args.settings, args.device)
-    sequences = find_sequences(args.sequences, args.only, args.exclude, one_based=args.one_based)
+    sequences = load_sequences(args)
+    known = all(sequence.known for sequence in sequences)
+    if not known and protocol.name == "vot":
+        raise ValueError("--protocol vot needs the truth, to see failures; give --truth-topic")
     # One that can't be built should say so now, not after the others have run.
     devices = {spec.label: spec.create().device for spec in specs}
     total = len(specs) * sum(len(s) for s in sequences)
@@ -71,9 +83,31 @@ def run(args: argparse.Namespace) -> int:
             specs, sequences, protocol=protocol, out=args.out / "results", resume=args.resume, jobs=args.jobs,
             on_frames=on_frames,
         )  # fmt: skip
+    if not known:
+        print(f"no truth to measure against; what the trackers said: {args.out / 'results'}")
+        return 0
     report = reports.summarize(tracks, sequences, protocol)
     report["origin"] = provenance.describe(args.command_line, devices)
     reports.write(args.out, report, tracks, sequences, strips=not args.no_strips)
     print(reports.table(report))
     print(f"\nreport, plots and results: {args.out}")
     return 0
+
+
+def load_sequences(args: argparse.Namespace) -> list[Sequence]:
+    """The sequences that the arguments name."""
+    if is_bag(args.sequences):
+        box = None if args.box is None else _box(args.box)
+        topics = {"image_topic": args.image_topic, "truth_topic": args.truth_topic}
+        return [load_bag(args.sequences, args.decode_image, box=box, **topics)]
+    for name in ("image_topic", "truth_topic", "box"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} goes with a rosbag2 only; '{args.sequences}' is none")
+    return find_sequences(args.sequences, args.only, args.exclude, one_based=args.one_based)
+
+
+def _box(text: str) -> Box:
+    try:
+        return Box(*(float(v) for v in text.split(",")))
+    except (TypeError, ValueError):
+        raise ValueError(f"--box is X,Y,W,H in pixels, got '{text}'") from None
