@@ -75,9 +75,10 @@ def test_the_fast_dds_profile_has_room_for_images() -> None:
         for descriptor in tree.iterfind(".//dds:transport_descriptor", namespace)
     }
     assert set(transports) == {"SHM", "UDPv4"}
-    message_size = int(transports["SHM"].findtext("dds:maxMessageSize", "0", namespace))
-    assert message_size > 1920 * 1080 * 3
-    assert int(transports["SHM"].findtext("dds:segment_size", "0", namespace)) >= 4 * message_size
+    image, docker = 1920 * 1080 * 3, 64_000_000
+    assert int(transports["SHM"].findtext("dds:maxMessageSize", "0", namespace)) > image
+    # Camera, tracker, recorder and whoever started them share what Docker gives.
+    assert 2 * image < int(transports["SHM"].findtext("dds:segment_size", "0", namespace)) < docker / 4
 
 
 @pytest.mark.ros
