@@ -149,9 +149,7 @@ def test_import_command_writes_a_file_that_loads(tmp_path: Path, capsys: pytest.
     net = DiMPNet(DIMP18)
     state = {}
     for key, value in net.state_dict().items():
-        published = next(
-            p + key[len(ours) :] for p, ours in DIMP_NAMES if ours is not None and key.startswith(ours)
-        )
+        published = next(p + key[len(ours) :] for p, ours in DIMP_NAMES if ours is not None and key.startswith(ours))
         state[published] = value.reshape(1, -1, 1, 1) if key.endswith("coefficients") else value
     state["feature_extractor.layer4.0.conv1.weight"] = torch.ones(1)
     source, out = tmp_path / "dimp18.pth", tmp_path / "dimp18.safetensors"
