@@ -208,7 +208,7 @@ def _frame(index: int) -> np.ndarray:
 @on("siam", "clnet")
 def test_second_frame(published: Published) -> None:
     s, entry = published.stages, registry.get(TRACKERS[published.name])
-    options = entry.options.replace(network=published.name, compat="published", precision="float32", device="cpu")
+    options = entry.options.replace(network=published.name, compat="published", device="cpu")
     factory: Any = entry.load()[0]
     tracker: SiameseTracker = factory(entry.name, options, published.net)
     seen: list[Tensor] = []
@@ -242,7 +242,6 @@ def test_an_imported_file_tracks_by_name(published: Published, tmp_path: Path) -
         weights=str(file),
         network=published.name,
         compat="published",
-        precision="float32",
         device="cpu",
     )
     tracker.initialize(_frame(0), tuple(map(float, published.stages["init_box"])))

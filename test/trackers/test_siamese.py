@@ -15,6 +15,7 @@ from torch import Tensor
 import tracker_ros
 from tracker_ros import weights
 from tracker_ros.errors import WeightsMissing
+from tracker_ros.geometry.anchors import cosine_window
 from tracker_ros.geometry.boxes import Box, iou
 from tracker_ros.networks.siamese import SiameseNet
 from tracker_ros.trackers import registry
@@ -172,13 +173,16 @@ def test_the_heatmap_lies_over_what_the_map_covers() -> None:
 # --- proposal selection ----------------------------------------------------------------------------------------------
 
 
+WINDOW = torch.from_numpy(cosine_window(3))
+
+
 def _select(scores: list[float], boxes: list[list[float]], influence: float = 0.0, **options: Any) -> Any:
     """Select among nine proposals, one a cell of a map of 3x3."""
     full = torch.zeros(1, 9)
     full[0, : len(scores)] = torch.tensor(scores)
     proposals = torch.tensor(boxes + [[500.0, 500.0, 40.0, 40.0]] * (9 - len(boxes)))[None]
     preset = registry.get("siamban").options.replace(**options)
-    return select(Response(full, proposals), torch.tensor([[40.0, 40.0]]), torch.tensor([influence]), 3, preset)
+    return select(Response(full, proposals), torch.tensor([[40.0, 40.0]]), torch.tensor([influence]), WINDOW, preset)
 
 
 def test_a_change_of_size_is_penalised() -> None:

@@ -114,7 +114,8 @@ class CLNet(AnchorTracker):
         grid = torch.from_numpy(self.grid(cells)).double()
         overlaps = overlap(grid, torch.from_numpy(box)).numpy()
         labels = label_anchors(overlaps, np.random.RandomState(self.options.seed))
-        # In the network's training, too, what is neither drawn nor clearly background is a negative sample.
+        # Section 3.4 leaves anchors between the thresholds out; the published adjustment counts them as negative, and
+        # weights that know no other sets need it under either compat.
         labels[(overlaps >= _NEGATIVE_ABOVE) & (labels < 1)] = 0
         # The diverse samples of section 3.4: unused ones with the highest scores.
         unused = np.flatnonzero(labels < 0)

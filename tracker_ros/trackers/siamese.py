@@ -28,7 +28,8 @@ from torch import Tensor
 from tracker_ros import weights
 from tracker_ros.geometry.anchors import change_penalty, cosine_window, overlap
 from tracker_ros.geometry.boxes import MIN_SIDE, Box
-from tracker_ros.geometry.crops import Window, cut, window
+from tracker_ros.geometry.crops import Window, cut
+from tracker_ros.geometry.crops import window as crop_window
 from tracker_ros.geometry.scan import scan_places
 from tracker_ros.networks.inference import choose_device, choose_dtype, prepare
 from tracker_ros.networks.siamese import STRIDE, SiameseNet, gather, split
@@ -47,7 +48,8 @@ class SiameseOptions(TrackerOptions):
     network: str = option("", "architecture of the network")
     precision: str = option(
         "auto",
-        "arithmetic of the convolutions: auto (bfloat16 where the CPU has it, float16 on CUDA), or the one named",
+        "arithmetic of the convolutions: auto (bfloat16 where the CPU has it, float16 on CUDA; float32 for "
+        "compat=published), or the one named",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     compat: str = option(
@@ -138,7 +140,7 @@ class Selection(NamedTuple):
     focus: Tensor
 
 
-def select(response: Response, sizes: Tensor, influence: Tensor, cells: int, options: SiameseOptions) -> Selection:
+def select(response: Response, sizes: Tensor, influence: Tensor, window: Tensor, options: SiameseOptions) -> Selection:
     """Select proposals (SiamRPN, section 4.2 and 4.3).
 
     The proposals near the centre with the highest class scores are ranked anew, by the penalty on changes of size and
@@ -149,13 +151,14 @@ def select(response: Response, sizes: Tensor, influence: Tensor, cells: int, opt
         response: of B crops.
         sizes: Bx2 (w, h) of the targets in the last frame, crop pixels.
         influence: B, share of the window.
-        cells: side S of the map.
+        window: SxS cosine window over the map.
         options: the rest.
     """
     # Half precision can overflow; a proposal without numbers is none.
     scores, boxes = response.scores.nan_to_num(0.0), response.boxes
+    cells = len(window)
     planes = scores.shape[1] // (cells * cells)
-    window_map = torch.from_numpy(cosine_window(cells)).to(scores).flatten().repeat(planes)
+    window_map = window.flatten().repeat(planes)
     penalty = change_penalty(boxes, sizes, options.penalty).nan_to_num(0.0)
     ranking = scores * penalty * (1 - influence[:, None]) + window_map * influence[:, None]
     if options.compat == "off":
@@ -206,13 +209,16 @@ class SiameseTracker(Tracker[SiameseTarget]):
         device = choose_device(options.device)
         self.device = str(device)
         self._torch_device = device
-        self._dtype = choose_dtype(options.precision, device)
+        # Published numbers are those of float32.
+        exact = options.precision == "auto" and options.compat == "published"
+        self._dtype = choose_dtype("float32" if exact else options.precision, device)
         own = copy.deepcopy(network)
         own = own.eval().requires_grad_(False).to(device) if options.plain else prepare(own, device)
         for module in own.convolutions():
             module.to(self._dtype)
         self.timer: NullTimer = NULL_TIMER
         self._grids: dict[int, Tensor] = {}
+        self._windows: dict[int, Tensor] = {}
         self.build(own)
 
     @abstractmethod
@@ -313,7 +319,7 @@ class SiameseTracker(Tracker[SiameseTarget]):
         response, cells = self.respond(batch, gather([targets[i].template for i in owners]))
         with self.timer.stage("select"):
             sizes = np.stack([targets[i].size / scale for i, scale in zip(owners, scales, strict=True)])
-            found = select(response, self._tensor(sizes), self._tensor(np.array(influence)), cells, o)
+            found = select(response, self._tensor(sizes), self._tensor(np.array(influence)), self._cosine(cells), o)
             numbers = torch.stack([found.score, found.rate, found.second, found.focus], 1)
             parts = [numbers, found.box]
             if o.heatmap:
@@ -396,7 +402,7 @@ class SiameseTracker(Tracker[SiameseTarget]):
     def _window(self, center: NDArray[np.float64], side: float, output: int) -> Window:
         """The window of a crop around `center`."""
         if self.options.compat == "off":
-            return window(center[0], center[1], side, output)
+            return crop_window(center[0], center[1], side, output)
         size = max(round(side), 2)
         left, top = (math.floor(c - (size + 1) / 2 + 0.5) for c in center)
         return Window(left, top, size, left, top, size, 1, 0, 0, output)
@@ -441,6 +447,12 @@ class SiameseTracker(Tracker[SiameseTarget]):
         if cells not in self._grids:
             self._grids[cells] = torch.from_numpy(self.grid(cells)).to(self._torch_device)
         return self._grids[cells]
+
+    def _cosine(self, cells: int) -> Tensor:
+        """The cosine window on the device."""
+        if cells not in self._windows:
+            self._windows[cells] = torch.from_numpy(cosine_window(cells)).to(self._torch_device)
+        return self._windows[cells]
 
 
 def template_side(size: NDArray[np.float64], context: float) -> float:
