@@ -165,6 +165,19 @@ def test_curves_are_drawn_where_they_belong() -> None:
     assert abs(rows.mean() - (570 - 0.25 * 520)) < 1
 
 
+@pytest.mark.parametrize(("curve", "place"), [("falling", "top right"), ("rising", "bottom right")])
+def test_the_legend_hides_no_curve(curve: str, place: str) -> None:
+    x = np.linspace(0, 1, 51)
+    y = 0.2 + 0.8 * x if curve == "rising" else 0.9 - 0.8 * x
+    picture = draw_curves("t", "x", "y", {"a long name of a tracker": (x, y)}, (900, 640))
+    # The axes span columns 80 to 870 and rows 50 to 570; the curve must be whole in the outer fifths.
+    seen = _near(picture[50:570], COLOURS[0])
+    assert seen[:, 760:865].any(0).all()
+    assert seen[:, 85:200].any(0).all()
+    rows = slice(55, 100) if place == "top right" else slice(520, 568)
+    assert _near(picture[rows, 600:860], (60, 60, 60)).sum() > 100, f"the text is at the {place}"
+
+
 def test_a_plot_without_curves_is_still_a_plot() -> None:
     assert draw_curves("nothing", "x", "y", {}).std() > 0
 

@@ -64,16 +64,23 @@ def draw_curves(
     text(x_label, (left + right) / 2, height - 22, 0.5, 0.5)
     text(y_label, 12, top - 22)
 
+    drawn = []
     for number, curve in enumerate(curves.values()):
         known = np.isfinite(curve).all(0)
         points = np.array([place(float(a), float(b)) for a, b in np.transpose(curve)[known]], np.int32)
+        points = points.reshape(-1, 2)
+        drawn.append(points)
         cv2.polylines(image, [points.reshape(-1, 1, 2)], False, COLOURS[number % len(COLOURS)], 5, cv2.LINE_AA)
         if len(points) == 1:
             cv2.circle(image, tuple(points[0].tolist()), 14, COLOURS[number % len(COLOURS)], -1, cv2.LINE_AA)
     if curves:
-        widest = max(cv2.getTextSize(label, _FONT, 0.9, 2)[0][0] for label in curves) / 2 + 60
-        x0, y0 = right - widest - 10, top + 10
-        corner = round(2 * (right - 10)), round(2 * (y0 + 22 * len(curves) + 8))
+        box = max(cv2.getTextSize(label, _FONT, 0.9, 2)[0][0] for label in curves) / 2 + 60, 22 * len(curves) + 8
+        # The legend goes where it hides least.
+        corners = [(x, y) for x in (right - box[0] - 10, left + 10) for y in (top + 10, bottom - box[1] - 10)]
+        spots = np.concatenate(drawn) / 2
+        hidden = [((spots > (x, y)) & (spots < (x + box[0], y + box[1]))).all(1).sum() for x, y in corners]
+        x0, y0 = corners[int(np.argmin(hidden))]
+        corner = round(2 * (x0 + box[0])), round(2 * (y0 + box[1]))
         cv2.rectangle(image, (round(2 * x0), round(2 * y0)), corner, (255, 255, 255), -1)
         cv2.rectangle(image, (round(2 * x0), round(2 * y0)), corner, _GRID, 2)
         for number, label in enumerate(curves):
