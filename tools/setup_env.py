@@ -20,6 +20,7 @@ import argparse
 import hashlib
 import json
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -130,7 +131,7 @@ class Environment:
                 arguments += self._requirement_arguments(path)
         if self.torch_index:
             arguments += ["--extra-index-url", self.torch_index]
-        elif self.torch != "none" and not Path("/dev/nvidia0").exists() and sys.platform == "linux":
+        elif self._torch_brings_cuda_in_vain(arguments):
             say(
                 "note: no NVIDIA device is seen, and PyPI's torch for x86-64 brings gigabytes of CUDA along; "
                 "TORCH=torch==2.13.0+cpu TORCH_INDEX=https://download.pytorch.org/whl/cpu gets the small one"
@@ -249,6 +250,10 @@ class Environment:
         subprocess.run([self.base_python, "-m", "venv", *options, self.venv], check=True)
         self.record = {"kind": kind}
 
+    def _torch_brings_cuda_in_vain(self, requirements: list[str]) -> bool:
+        on_pc = sys.platform == "linux" and platform.machine() == "x86_64"
+        return on_pc and not Path("/dev/nvidia0").exists() and "torch" in map(requirement_name, requirements)
+
     def _requirement_arguments(self, path: Path) -> list[str]:
         """The requirements of a file, with torch as the user wants it."""
         lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
@@ -264,7 +269,8 @@ class Environment:
 
         Its NumPy stays as it is: cv_bridge and the message packages were built against that one.
         """
-        wanted = [line for path in REQUIREMENTS for line in self._requirement_arguments(path)]
+        *needed, build = REQUIREMENTS
+        wanted = [line for path in needed for line in self._requirement_arguments(path)]
         lacking = [
             line
             for line in wanted
@@ -272,7 +278,7 @@ class Environment:
         ]
         code = "import numpy; print(numpy.__version__)"
         numpy = subprocess.run([self.base_python, "-c", code], capture_output=True, text=True).stdout.strip()
-        return [*lacking, *([f"numpy=={numpy}"] if numpy else [])]
+        return [*lacking, *self._requirement_arguments(build), *([f"numpy=={numpy}"] if numpy else [])]
 
     def _mend_cmake_files(self) -> None:
         """Point the wheels' CMake files, which name the Python of the machine they were built on, to this one."""
