@@ -33,7 +33,7 @@ from tracker_ros.geometry.crops import window as crop_window
 from tracker_ros.geometry.scan import scan_places
 from tracker_ros.networks.inference import choose_device, choose_dtype, prepare
 from tracker_ros.networks.siamese import STRIDE, SiameseNet, gather, split
-from tracker_ros.trackers.base import Estimate, Frame, Tracker, TrackerOptions, TrackState, option
+from tracker_ros.trackers.base import Estimate, Frame, InvalidOption, Tracker, TrackerOptions, TrackState, option
 from tracker_ros.trackers.profile import NULL_TIMER, NullTimer
 from tracker_ros.trackers.state import ConfidenceMonitor, ConfidenceThresholds, Cues
 
@@ -61,8 +61,10 @@ class SiameseOptions(TrackerOptions):
         False, "compute the networks as the papers draw them, slower and with the same results: for comparison"
     )
 
-    template_size: int = option(127, "side of the template crop, pixels", low=63, high=255)
-    search_size: int = option(255, "side of the search crop, pixels", low=127, high=767)
+    template_size: int = option(127, "side of the template crop, pixels: 127 and multiples of 8", low=103, high=255)
+    search_size: int = option(
+        255, "side of the search crop, pixels: the template's and multiples of 16", low=127, high=767
+    )
     context: float = option(0.5, "margin around the target, over the mean of its sides", low=0.0, high=2.0)
 
     penalty: float = option(0.05, "penalty of a sudden change of size or ratio", low=0.0, high=2.0)
@@ -83,6 +85,22 @@ class SiameseOptions(TrackerOptions):
     redetect_windows: int = option(
         2, "windows searched a frame while the target is lost; 0: its last place only", low=0, high=16
     )
+
+    def __post_init__(self) -> None:
+        """Check every field, and that the maps of template and search crops are aligned at their centres.
+
+        Raises:
+            InvalidOption: names the option, its value and what was expected.
+        """
+        super().__post_init__()
+        if self.template_size % STRIDE != 127 % STRIDE:
+            raise InvalidOption(f"option 'template_size' must be 127 +- a multiple of 8, got {self.template_size}")
+        beyond = self.search_size - self.template_size
+        if beyond < 0 or beyond % (2 * STRIDE):
+            raise InvalidOption(
+                f"option 'search_size' must be 'template_size' ({self.template_size}) + a multiple of 16, "
+                f"got {self.search_size}"
+            )
 
 
 @dataclass
