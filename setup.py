@@ -34,7 +34,7 @@ setup(
     # torch is not among these: where it comes from (apt, pip, a vendor's build) is the user's choice, see the README.
     install_requires=["setuptools", "numpy", "safetensors", "pyyaml", "tqdm"],
     # For `tracker_ros evaluate`: recordings as sequences, and vot-toolkit as the one who runs the trackers.
-    extras_require={"bags": ["rosbags>=0.11"], "trax": ["vot-trax>=4"]},
+    extras_require={"bags": ["rosbags>=0.11.9"], "trax": ["vot-trax>=4"]},
     zip_safe=True,
     entry_points={
         "console_scripts": [

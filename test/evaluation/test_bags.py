@@ -181,10 +181,23 @@ def test_an_image_that_cannot_be_decoded_is_named(write_bag) -> None:
 
 
 @needs_rosbags
-def test_a_file_that_is_no_recording_is_named(tmp_path: Path) -> None:
-    (tmp_path / "broken.db3").write_text("nothing")
-    with pytest.raises(InvalidSequence, match=r"broken\.db3' can't be read as a rosbag2"):
-        bags.load_bag(tmp_path / "broken.db3", from_message, box=Box(1, 2, 10, 10))
+@pytest.mark.parametrize("name", ["broken.db3", "broken.mcap", "metadata.yaml"])
+def test_a_file_that_is_no_recording_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("nothing")
+    path = tmp_path if name == "metadata.yaml" else tmp_path / name
+    assert bags.is_bag(path)
+    with pytest.raises(InvalidSequence, match=f"{path.name}' can't be read as a rosbag2"):
+        bags.load_bag(path, from_message, box=Box(1, 2, 10, 10))
+
+
+@needs_rosbags
+def test_a_message_that_is_cut_short_is_named(tmp_path: Path, write_bag) -> None:
+    path = write_bag("cut", [("/camera", 1, _image(1, 0))], "sqlite3")
+    (file,) = path.glob("*.db3")
+    with sqlite3.connect(file) as database:
+        database.execute("UPDATE messages SET data = substr(data, 1, 40)")
+    with pytest.raises(InvalidSequence, match="cut' has a message that can't be read"):
+        bags.load_bag(path, from_message, box=Box(1, 2, 10, 10))
 
 
 def test_folders_of_images_are_no_recordings(tmp_path: Path) -> None:

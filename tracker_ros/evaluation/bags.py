@@ -50,7 +50,9 @@ class BagImages:
     def __getitem__(self, index: int) -> Frame:
         if index != self._next:
             self._messages = self._read(index + self.skip)
-        message = next(self._messages)
+        message = next(self._messages, None)
+        if message is None:
+            raise InvalidSequence(f"'{self.path}' ends before image {index} of '{self.topic}'; did it change?")
         self._next = index + 1
         try:
             return self.decode(message)
@@ -168,10 +170,16 @@ def _open(path: Path) -> Iterator[Any]:
     types.register(_vision_types())
     try:
         # The types are for recordings without definitions (sqlite3 up to Humble).
-        with AnyReader([path], default_typestore=types) as reader:
-            yield reader
-    except AnyReaderError as error:
+        reader = AnyReader([path], default_typestore=types)
+        reader.open()
+    except Exception as error:  # A broken file can raise anything that its format's reader raises.
         raise InvalidSequence(f"'{path}' can't be read as a rosbag2: {error}") from error
+    try:
+        yield reader
+    except AnyReaderError as error:
+        raise InvalidSequence(f"'{path}' has a message that can't be read: {error}") from error
+    finally:
+        reader.close()
 
 
 def _messages(reader: Any, topics: Sequence[str | None], start: int | None = None) -> Iterator[tuple[str, int, Any]]:
