@@ -354,11 +354,16 @@ def test_missing_weights_name_the_command_that_imports_them(monkeypatch: pytest.
 
 
 def test_crops_that_cannot_be_aligned_are_refused(frames: list[NDArray[np.uint8]]) -> None:
-    for options in ({"search_size": 256}, {"search_size": 263}, {"template_size": 128}, {"template_size": 135}):
+    for options in (
+        {"search_size": 256},
+        {"search_size": 263},
+        {"template_size": 135},
+        {"search_size": 127, "template_size": 143},
+    ):
         with pytest.raises(InvalidOption, match=r"'(search|template)_size' must be .*, got \d+"):
             registry.get("siamrpnpp").options.replace(**options)
     for name in NAMES:  # the smallest and a large one
-        for sizes in ({"template_size": 103, "search_size": 135}, {"template_size": 127, "search_size": 383}):
+        for sizes in ({"template_size": 111, "search_size": 143}, {"template_size": 127, "search_size": 383}):
             estimates = _run(_tracker(name, **sizes), BOXES, frames[:2])[0]
             assert all(np.isfinite(e.box).all() for e in estimates)
             assert all(e.heatmap is not None and len(e.heatmap) % 2 == 1 for e in estimates)

@@ -61,10 +61,8 @@ class SiameseOptions(TrackerOptions):
         False, "compute the networks as the papers draw them, slower and with the same results: for comparison"
     )
 
-    template_size: int = option(127, "side of the template crop, pixels: 127 and multiples of 8", low=103, high=255)
-    search_size: int = option(
-        255, "side of the search crop, pixels: the template's and multiples of 16", low=127, high=767
-    )
+    template_size: int = option(127, "side of the template crop, pixels: 127 +- multiples of 16", low=111, high=255)
+    search_size: int = option(255, "side of the search crop, pixels: 127 + multiples of 16", low=127, high=767)
     context: float = option(0.5, "margin around the target, over the mean of its sides", low=0.0, high=2.0)
 
     penalty: float = option(0.05, "penalty of a sudden change of size or ratio", low=0.0, high=2.0)
@@ -93,13 +91,12 @@ class SiameseOptions(TrackerOptions):
             InvalidOption: names the option, its value and what was expected.
         """
         super().__post_init__()
-        if self.template_size % STRIDE != 127 % STRIDE:
-            raise InvalidOption(f"option 'template_size' must be 127 +- a multiple of 8, got {self.template_size}")
-        beyond = self.search_size - self.template_size
-        if beyond < 0 or beyond % (2 * STRIDE):
+        for name in ("template_size", "search_size"):
+            if (getattr(self, name) - 127) % (2 * STRIDE):
+                raise InvalidOption(f"option '{name}' must be 127 +- a multiple of 16, got {getattr(self, name)}")
+        if self.search_size < self.template_size:
             raise InvalidOption(
-                f"option 'search_size' must be 'template_size' ({self.template_size}) + a multiple of 16, "
-                f"got {self.search_size}"
+                f"option 'search_size' must be at least 'template_size' ({self.template_size}), got {self.search_size}"
             )
 
 
