@@ -160,7 +160,7 @@ class Environment:
                 log=source.name,
             )
             self._run(
-                ["cmake", "--build", build, "--target", "install", "--parallel", str(os.cpu_count() or 1)],
+                ["cmake", "--build", str(build), "--target", "install", "--parallel", str(os.cpu_count() or 1)],
                 log=source.name,
             )
 
