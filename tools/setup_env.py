@@ -307,7 +307,7 @@ class Environment:
         return self.venv / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
 
     def _pip_install(self, *arguments: str) -> None:
-        pip = [self.python, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]
+        pip = [str(self.python), "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]
         self._run([*pip, *arguments], log="pip")
 
     def _run(self, command: list[str | Path], log: str) -> None:
