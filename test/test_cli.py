@@ -120,7 +120,7 @@ def test_evaluate_from_the_command_line(sequence: Path, tmp_path: Path, capsys) 
     assert cli.main([*arguments, "--protocol", "vot"]) == 0
     report = json.loads((out / "report.json").read_text())
     assert report["trackers"]["kcf"]["failures"] == 0
-    assert report["origin"]["devices"] == {"kcf": "cpu", "csrt": "cpu"}
+    assert report["origin"]["trackers"] == {name: {"device": "cpu", "files": {}} for name in ("kcf", "csrt")}
     assert report["origin"]["command"].endswith("--protocol vot")
 
 

@@ -103,10 +103,12 @@ def test_files_are_written_and_json_has_no_nan(pair, tracks, tmp_path: Path) -> 
 
 def test_the_report_says_where_it_comes_from(pair, tracks) -> None:
     report = reports.summarize(tracks, pair, Protocol(seed=7))
-    report["origin"] = provenance.describe("tracker_ros evaluate --seed 7", {"good": "cpu", "bad": "cuda:0"})
+    built = {"good": {"device": "cpu", "files": {"a.onnx": "12ab"}}, "bad": {"device": "cuda:0", "files": {}}}
+    report["origin"] = provenance.describe("tracker_ros evaluate --seed 7", built)
     lines = reports.table(report).splitlines()
     assert "command: tracker_ros evaluate --seed 7" in lines
     assert "devices: good on cpu, bad on cuda:0" in lines
+    assert "weights (SHA-256): a.onnx 12ab" in lines
     assert any(line.startswith("machine: ") and f"{os.cpu_count()} cores" in line for line in lines)
     (versions,) = (line for line in lines if line.startswith("versions: "))
     assert f"tracker_ros {tracker_ros.__version__}" in versions

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tracker_ros.evaluation.runs import run_all, track_sequence
+from tracker_ros.evaluation.runs import Protocol, run_all, track_sequence
 from tracker_ros.evaluation.sequences import Sequence, load_sequence
 from tracker_ros.evaluation.specs import TrackerSpec, parse_specs
 from tracker_ros.geometry.boxes import Box
@@ -143,6 +144,46 @@ def test_results_are_saved_and_resumed(teller: list[Teller], make_sequence, tmp_
     assert len(teller) == built, "nothing was left to do"
     run_all([TrackerSpec("teller", "teller", {"heatmap": False})], sequences, out=out, resume=True)
     assert len(teller) == built + 1, "results of other options are no results"
+
+
+def test_results_of_other_weights_are_no_results(teller: list[Teller], make_sequence, tmp_path: Path) -> None:
+    sequences, file = [load_sequence(make_sequence("a", ["10,10,8,8"] * 3))], tmp_path / "net.safetensors"
+    for content, runs in ((b"one", 1), (b"one", 1), (b"two", 2)):
+        file.write_bytes(content)
+        spec = TrackerSpec("teller", "teller", {"weights": str(file)})
+        run_all([spec], sequences, out=tmp_path / "out", resume=True)
+        assert len(teller) == runs
+    assert list(spec.files) == ["net.safetensors"]
+    assert spec.files["net.safetensors"] == hashlib.sha256(b"two").hexdigest()[:16]
+
+
+def test_shipped_weights_and_models_are_files_of_a_tracker(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TRACKER_ROS_MODELS", str(tmp_path))
+    (spec,) = parse_specs(["dimp18"])
+    assert spec.files == {}, "they are not there"
+    for name in ("dimp18.safetensors", "back.onnx", "head.onnx"):
+        (tmp_path / name).write_text(name)
+    (spec,) = parse_specs(["dimp18"])
+    assert list(spec.files) == ["dimp18.safetensors"]
+    (spec,) = parse_specs([f"nano:backbone_model={tmp_path}/back.onnx,head_model={tmp_path}/head.onnx"])
+    assert list(spec.files) == ["back.onnx", "head.onnx"]
+
+
+def test_supervised_results_are_saved_and_resumed(teller: list[Teller], make_sequence, tmp_path: Path) -> None:
+    # The teller says x = 1, 2, ...: no overlap with a target at x = 40.
+    sequences, specs = [load_sequence(make_sequence("a", ["40,10,8,8"] * 8))], [TrackerSpec("teller", "teller", {})]
+    arguments = {"protocol": Protocol("vot"), "out": tmp_path / "out"}
+    first = run_all(specs, sequences, **arguments)["teller"]["a"]
+    assert (first.starts, first.failures) == ((0, 6), (1, 7))
+    saved = json.loads((tmp_path / "out" / "teller" / "a.json").read_text(), parse_constant=pytest.fail)
+    assert saved["boxes"][2] == [None] * 4
+    again = run_all(specs, sequences, resume=True, **arguments)["teller"]["a"]
+    assert len(teller) == 1
+    assert (again.starts, again.failures) == ((0, 6), (1, 7))
+    np.testing.assert_array_equal(again.boxes, first.boxes)
+    np.testing.assert_allclose(again.seconds, first.seconds, atol=1e-6)
+    run_all(specs, sequences, resume=True, out=tmp_path / "out")
+    assert len(teller) == 2, "results of another protocol are no results"
 
 
 def test_two_processes_give_what_one_gives(make_sequence) -> None:

@@ -63,14 +63,14 @@ def run(args: argparse.Namespace) -> int:
             specs, frames, box, warm_up=args.warm_up, count=args.frames, threads=args.threads, seed=args.seed,
             stages=not args.no_stages, on_frame=bar.update,
         )  # fmt: skip
-    devices = {label: own["device"] for label, own in numbers.items()}
+    built = {spec.label: {"device": numbers[spec.label]["device"], "files": spec.files} for spec in specs}
     result = {
         "source": source,
         "frames": args.frames,
         "threads": args.threads or None,
         "seed": args.seed,
         "trackers": numbers,
-        "origin": provenance.describe(args.command_line, devices),
+        "origin": provenance.describe(args.command_line, built),
     }
     print(table(result))
     if args.out is not None:

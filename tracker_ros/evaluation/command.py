@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if not known and protocol.name == "vot":
         raise ValueError("--protocol vot needs the truth, to see failures; give --truth-topic")
     # One that can't be built should say so now, not after the others have run.
-    devices = {spec.label: spec.create().device for spec in specs}
+    built = {spec.label: {"device": spec.create().device, "files": spec.files} for spec in specs}
     total = len(specs) * sum(len(s) for s in sequences)
     # In a log file, where a bar cannot be drawn over, one line every ten seconds is enough.
     pause = 0.1 if sys.stderr.isatty() else 10.0
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"no truth to measure against; what the trackers said: {args.out / 'results'}")
         return 0
     report = reports.summarize(tracks, sequences, protocol)
-    report["origin"] = provenance.describe(args.command_line, devices)
+    report["origin"] = provenance.describe(args.command_line, built)
     reports.write(args.out, report, tracks, sequences, strips=not args.no_strips)
     print(reports.table(report))
     print(f"\nreport, plots and results: {args.out}")

@@ -16,15 +16,15 @@ import numpy as np
 import tracker_ros
 
 
-def describe(command: str, devices: Mapping[str, str]) -> dict[str, Any]:
+def describe(command: str, trackers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What a reader needs to judge or repeat a run, as JSON takes it.
 
     Args:
         command: the command line.
-        devices: where each tracker ran, by its label.
+        trackers: label -> ``device`` and ``files`` (name -> digest) of each tracker.
 
     Returns:
-        ``command``, ``devices``, ``date`` (UTC), ``machine`` (``system``, ``processor``, ``cores``, ``gpus``) and
+        ``command``, ``trackers``, ``date`` (UTC), ``machine`` (``system``, ``processor``, ``cores``, ``gpus``) and
         ``versions``; torch and its GPUs only where torch is loaded.
     """
     versions = {
@@ -42,7 +42,7 @@ def describe(command: str, devices: Mapping[str, str]) -> dict[str, Any]:
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return {
         "command": command,
-        "devices": dict(devices),
+        "trackers": {label: dict(own) for label, own in trackers.items()},
         "date": date,
         "machine": machine,
         "versions": versions,
@@ -53,9 +53,11 @@ def text(origin: Mapping[str, Any]) -> str:
     """The result of `describe` as lines of text."""
     machine = origin["machine"]
     parts = [machine["processor"], f"{machine['cores']} cores", *machine["gpus"], machine["system"]]
+    files = [f"{name} {digest}" for own in origin["trackers"].values() for name, digest in own["files"].items()]
     lines = {
         "command": origin["command"],
-        "devices": ", ".join(f"{label} on {device}" for label, device in origin["devices"].items()),
+        "devices": ", ".join(f"{label} on {own['device']}" for label, own in origin["trackers"].items()),
+        "weights (SHA-256)": ", ".join(dict.fromkeys(files)) or "none",
         "machine": ", ".join(parts),
         "versions": ", ".join(f"{name} {version}" for name, version in origin["versions"].items()),
         "date": origin["date"],

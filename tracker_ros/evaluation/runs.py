@@ -319,6 +319,7 @@ def _conditions(spec: TrackerSpec, sequence: seq.Sequence, protocol: Protocol) -
     conditions = {
         "tracker": spec.name,
         "options": spec.options,
+        "files": spec.files,
         "sequence": sequence.name,
         "frames": len(sequence),
         "first_box": list(sequence.first_box),

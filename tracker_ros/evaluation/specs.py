@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from tracker_ros.trackers import registry
@@ -31,6 +34,18 @@ class TrackerSpec:
     def folder(self) -> str:
         """The label as the name of a folder."""
         return re.sub(r"[^\w.=,+-]+", "_", self.label)
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """Name -> start of the SHA-256 of each file that it reads networks from."""
+        options = registry.get(self.name).options.replace(**self.options)
+        values = [getattr(options, f.name) for f in dataclasses.fields(options)]
+        paths = [Path(value) for value in values if isinstance(value, str) and Path(value).is_file()]
+        if hasattr(options, "network") and not options.weights:
+            from tracker_ros import weights  # it loads torch, which not every tracker needs
+
+            paths += filter(Path.is_file, [weights.shipped(options.network)])
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths}
 
     def create(self) -> Tracker[Any]:
         """Build the tracker."""
