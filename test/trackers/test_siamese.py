@@ -116,6 +116,18 @@ def test_published_boxes_are_half_a_pixel_off() -> None:
     assert np.allclose(np.mean(offsets, 0), 0.5, atol=0.2)
 
 
+def test_the_published_tracker_moves_on_every_score() -> None:
+    tracker = _seeing(compat="published", redetect_windows=0)
+    box = Box(101.0, 80.0, 47.0, 31.0)
+    tracker.initialize(_scene(box), box)
+    tracker.confidence = 0.05
+    for i in range(1, 12):
+        truth = Box(101.0 + 2 * i, 80.0 + i, 47.0, 31.0)
+        estimate = tracker.track(_scene(truth, i))
+        assert np.allclose(estimate.box.center, truth.center, atol=1.5)
+    assert estimate.state is TrackState.LOST
+
+
 def test_a_target_that_is_not_found_keeps_its_box_to_the_last_digit() -> None:
     tracker = _seeing()
     box = Box(101.3, 80.6, 5.25, 31.7)

@@ -8,6 +8,7 @@ With ``compat=off`` positions are continuous image coordinates and every roundin
 to what is computed from it, so boxes come out as they went in. ``compat=published`` reproduces the arithmetic of the
 published trackers, which imported weights were measured with: centres by ``(w - 1) / 2``, crops that are rounded
 without taking note of it, sides of at least ten pixels, and no selection of proposals but penalty, window, maximum.
+They never search elsewhere either: with ``redetect_windows=0`` every frame is the published tracker's.
 """
 
 from __future__ import annotations
@@ -316,6 +317,7 @@ class SiameseTracker(Tracker[SiameseTarget]):
         owners: list[int] = []
         windows: list[Window] = []
         crops: list[NDArray[np.uint8]] = []
+        origins: list[NDArray[np.float64]] = []
         scales: list[float] = []
         influence: list[float] = []
         with self.timer.stage("crop"):
@@ -326,6 +328,7 @@ class SiameseTracker(Tracker[SiameseTarget]):
                     owners.append(i)
                     windows.append(w)
                     crops.append(self._crop(frame, w, target.fill))
+                    origins.append(np.array(w.center) if o.compat == "off" else place)
                     scales.append(self._pixel(w, target.size))
                     # A lost target can be anywhere in the region.
                     lost = target.monitor.state is TrackState.LOST and o.redetect_windows > 0
@@ -338,13 +341,14 @@ class SiameseTracker(Tracker[SiameseTarget]):
             numbers = torch.stack([found.score, found.rate, found.second, found.focus], 1)
             parts = [numbers, found.box]
             if o.heatmap:
-                parts.append(response.scores.unflatten(1, (-1, cells * cells)).amax(1))
+                parts.append(response.scores.nan_to_num(0.0).unflatten(1, (-1, cells * cells)).amax(1))
             host = torch.cat(parts, 1).double().cpu().numpy()  # the frame's one transfer back
         estimates = []
         for i, target in enumerate(targets):
             rows = [r for r, owner in enumerate(owners) if owner == i]
             best = max(rows, key=lambda r: float(host[r, 0]))
-            estimates.append(self._conclude(target, windows[best], scales[best], host[best], cells, width, height))
+            moved = np.concatenate([origins[best] + host[best, 4:6] * scales[best], host[best, 6:8] * scales[best]])
+            estimates.append(self._conclude(target, windows[best], moved, host[best], cells, width, height))
         return estimates
 
     def _search_centers(self, target: SiameseTarget, side: float, width: int, height: int) -> list[NDArray[np.float64]]:
@@ -362,31 +366,27 @@ class SiameseTracker(Tracker[SiameseTarget]):
         self,
         target: SiameseTarget,
         w: Window,
-        scale: float,
+        box: NDArray[np.float64],
         row: NDArray[np.float64],
         cells: int,
         width: int,
         height: int,
     ) -> Estimate:
-        """Move the target to what was found in one window, and decide its state."""
+        """Move the target to the box (cx, cy, w, h in image pixels) found in one window, and decide its state."""
         o = self.options
         score, rate, second, focus = (float(v) for v in row[:4])
-        box = row[4:8]
+        published = o.compat == "published"
         was_lost = target.monitor.state is TrackState.LOST
         if was_lost and not target.candidate:
             target.anchor = (target.position, target.size)
-        # The published trackers move on every score.
-        found = score >= (o.regain_score if was_lost else 0.0 if o.compat == "published" else o.not_found_threshold)
-        if found and np.isfinite(box).all():
-            published = o.compat == "published"
-            origin = np.array(w.center)
-            if published and not was_lost:
-                origin = target.position
-            position = origin + box[:2] * scale
-            size = target.size * (1 - rate) + box[2:] * scale * rate
+        needed = o.regain_score if was_lost else o.not_found_threshold
+        if published and not (was_lost and o.redetect_windows):
+            needed = 0.0  # the published trackers move on every score
+        if score >= needed and np.isfinite(box).all():
+            size = target.size * (1 - rate) + box[2:] * rate
             extent = np.array([width, height], float)
             least = _PUBLISHED_MIN_SIDE if published else MIN_SIDE
-            target.position = np.clip(position, 0, extent)
+            target.position = np.clip(box[:2], 0, extent)
             target.size = np.clip(size, least, np.maximum(extent, least))
             target.candidate = was_lost
         elif target.candidate and target.anchor is not None:
