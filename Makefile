@@ -12,10 +12,10 @@ TORCH_INDEX ?=
 VIDEO ?=
 BOX ?=
 TRACKER ?=
+WEIGHTS ?=
 DEVICE ?=
 SEED ?=
 OUT ?=
-PORT ?=
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -43,11 +43,11 @@ test: setup lint  ## the checks, and the tests without the minutes-long ones
 test-slow: setup  ## the minutes-long tests
 	@$(IN_VENV) python -m pytest -m slow
 
-demo: setup  ## track a target in a real ROS 2 graph (VIDEO= BOX=x,y,w,h TRACKER= DEVICE= SEED= OUT= PORT=)
+demo: setup  ## track a target in a real ROS 2 graph (VIDEO= BOX=x,y,w,h TRACKER= WEIGHTS= DEVICE= SEED= OUT=)
 	@$(IN_VENV) python -m tracker_ros demo \
 	  $(if $(VIDEO),--video "$(VIDEO)") $(if $(BOX),--box "$(BOX)") $(if $(TRACKER),--tracker "$(TRACKER)") \
-	  $(if $(DEVICE),--device "$(DEVICE)") $(if $(SEED),--seed "$(SEED)") $(if $(OUT),--out "$(OUT)") \
-	  $(if $(PORT),--port "$(PORT)")
+	  $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(DEVICE),--device "$(DEVICE)") $(if $(SEED),--seed "$(SEED)") \
+	  $(if $(OUT),--out "$(OUT)")
 
 clean:  ## remove the environment and everything generated
 	rm -rf "$(VENV)" build install log out .pytest_cache .ruff_cache .mypy_cache *.egg-info
