@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tracker_ros.evaluation.runs import Protocol, run_all, track_sequence
-from tracker_ros.evaluation.sequences import Sequence, load_sequence
+from tracker_ros.evaluation.sequences import InvalidSequence, Sequence, load_sequence
 from tracker_ros.evaluation.specs import TrackerSpec, parse_specs
 from tracker_ros.geometry.boxes import Box
 from tracker_ros.trackers import registry
@@ -122,6 +122,13 @@ def teller(monkeypatch) -> list[Teller]:
     entry = registry.Entry("teller", "tells", lambda: (make, TrackerOptions()))
     monkeypatch.setattr(registry, "DEFAULT", registry.DEFAULT.extended(entry))
     return built
+
+
+@pytest.mark.parametrize("protocol", ["ope", "vot"])
+def test_a_sequence_that_no_track_can_start_on_is_named(teller: list[Teller], make_sequence, protocol: str) -> None:
+    sequence = load_sequence(make_sequence("tiny", ["10,10,2,2"] * 3))
+    with pytest.raises(InvalidSequence, match="sequence 'tiny': the box is too small"):
+        run_all([TrackerSpec("teller", "teller", {})], [sequence], protocol=Protocol(protocol))
 
 
 def test_results_are_saved_and_resumed(teller: list[Teller], make_sequence, tmp_path: Path) -> None:

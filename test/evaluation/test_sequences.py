@@ -45,8 +45,13 @@ def test_broken_rows_are_named(tmp_path: Path, row: str) -> None:
 
 @pytest.mark.parametrize(
     ("images", "truth"),
-    [("img", "groundtruth_rect.txt"), ("img", "groundtruth.txt"), (".", "groundtruth.txt")],
-    ids=["OTB", "LaSOT", "GOT-10k"],
+    [
+        ("img", "groundtruth_rect.txt"),
+        ("img", "groundtruth.txt"),
+        (".", "groundtruth.txt"),
+        ("color", "groundtruth.txt"),
+    ],
+    ids=["OTB", "LaSOT", "GOT-10k", "VOT"],
 )
 def test_layouts_of_otb_lasot_and_got10k(make_sequence, images: str, truth: str) -> None:
     sequence = load_sequence(make_sequence("car", ROWS, images=images, truth=truth))
@@ -126,6 +131,16 @@ def test_sequences_are_found_and_chosen_by_pattern(tmp_path: Path, make_sequence
         find_sequences(tmp_path, only=["vot_*"])
     with pytest.raises(InvalidSequence, match="no folder below"):
         find_sequences(tmp_path / "otb_a" / "img")
+
+
+def test_sequences_are_found_in_folders_of_categories(tmp_path: Path, make_sequence) -> None:
+    for name in ("cat/cat-2", "cat/cat-1", "dog/dog-1"):
+        make_sequence(f"set/{name}", ROWS)
+    assert [s.name for s in find_sequences(tmp_path / "set")] == ["cat-1", "cat-2", "dog-1"]
+    make_sequence("set/bird/cat-1", ROWS)
+    with pytest.raises(InvalidSequence, match="have one name"):
+        find_sequences(tmp_path / "set")
+    assert [s.name for s in find_sequences(tmp_path / "set", only=["dog-*"])] == ["dog-1"]
 
 
 def test_absent_frames_are_nan(make_sequence) -> None:

@@ -13,16 +13,16 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tracker_ros.evaluation import provenance
-from tracker_ros.evaluation.runs import set_seeds
+from tracker_ros.evaluation.process import set_seeds, set_threads, synchronize
 from tracker_ros.evaluation.sequences import load_sequence
 from tracker_ros.evaluation.specs import TrackerSpec, parse_specs
 from tracker_ros.geometry.boxes import Box
@@ -146,7 +146,7 @@ def measure(
         for _ in range(3):
             begin = time.perf_counter()
             tracker.initialize(frames[0], box)
-            synchronizer(tracker)()
+            synchronize(tracker)
             init.append(time.perf_counter() - begin)
         trackers[spec.label] = tracker
         found[spec.label] = {
@@ -156,7 +156,7 @@ def measure(
             "memory_mib": resident_mib() - before,
         }
     seconds: dict[str, list[float]] = {label: [] for label in trackers}
-    timers = {label: StageTimer(synchronizer(tracker)) for label, tracker in trackers.items()}
+    timers = {label: StageTimer(partial(synchronize, tracker)) for label, tracker in trackers.items()}
     # Forwards and backwards, so that the target never jumps.
     order = list(range(1, len(frames))) + list(range(len(frames) - 2, -1, -1)) or [0]
     for step in range(warm_up + count):
@@ -167,7 +167,7 @@ def measure(
                 tracker.timer = timers[label] if measured else NULL_TIMER
             begin = time.perf_counter()
             tracker.track(frame)
-            synchronizer(tracker)()
+            synchronize(tracker)
             if measured:
                 seconds[label].append(time.perf_counter() - begin)
                 timers[label].end_frame()
@@ -194,22 +194,6 @@ def _stages(frames: Sequence[dict[str, float]], ms: NDArray[np.float64]) -> dict
     columns = {name: np.array([frame.get(name, 0.0) for frame in frames]) for name in names}
     columns["other"] = np.maximum(0, ms - sum(columns.values()))
     return {name: {"mean": float(v.mean()), "p50": float(np.median(v))} for name, v in columns.items()}
-
-
-def synchronizer(tracker: Tracker[Any]) -> Callable[[], None]:
-    """What waits for the tracker's device: nothing on the CPU."""
-    if not tracker.device.startswith("cuda"):
-        return lambda: None
-    import torch
-
-    return lambda: torch.cuda.synchronize(tracker.device)
-
-
-def set_threads(threads: int) -> None:
-    """Set the number of threads of OpenCV, and of torch where it is loaded."""
-    cv2.setNumThreads(threads)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(threads)
 
 
 def resident_mib() -> float:

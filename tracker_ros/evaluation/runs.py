@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,12 +21,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from tracker_ros.evaluation import sequences as seq
 from tracker_ros.evaluation.metrics import visible_overlaps
+from tracker_ros.evaluation.process import set_seeds, set_threads, synchronize
 from tracker_ros.evaluation.specs import TrackerSpec
 from tracker_ros.geometry.boxes import Box, InvalidBox, validate_init_box
 from tracker_ros.trackers.base import Tracker, TrackState
@@ -92,10 +90,17 @@ class Protocol:
     def run(
         self, tracker: Tracker[Any], sequence: seq.Sequence, on_frame: Callable[[], object] = lambda: None
     ) -> Track:
-        """Run `tracker` over `sequence`; `on_frame` is called after each frame of it (for progress bars)."""
-        if self.name == "vot":
-            return track_supervised(tracker, sequence, seed=self.seed, on_frame=on_frame)
-        return track_sequence(tracker, sequence, realtime=self.realtime, seed=self.seed, on_frame=on_frame)
+        """Run `tracker` over `sequence`; `on_frame` is called after each frame of it (for progress bars).
+
+        Raises:
+            InvalidSequence: the first box is none that a track can start on.
+        """
+        try:
+            if self.name == "vot":
+                return track_supervised(tracker, sequence, seed=self.seed, on_frame=on_frame)
+            return track_sequence(tracker, sequence, realtime=self.realtime, seed=self.seed, on_frame=on_frame)
+        except InvalidBox as error:
+            raise seq.InvalidSequence(f"no track can start on sequence '{sequence.name}': {error}") from error
 
 
 #: One pass, offline.
@@ -130,6 +135,7 @@ def track_sequence(
 
     begin = clock()
     tracker.initialize(first, sequence.first_box)
+    synchronize(tracker)
     seconds[0] = clock() - begin
     boxes[0], scores[0] = sequence.first_box, 1.0
     on_frame()
@@ -206,6 +212,7 @@ def track_supervised(
             if index == 0 or _can_start(box, size):
                 begin = clock()
                 tracker.initialize(frame, box)
+                synchronize(tracker)
                 seconds[index] = clock() - begin
                 boxes[index], scores[index], states[index] = box, 1.0, int(TrackState.TRACKING)
                 starts.append(index)
@@ -226,15 +233,6 @@ def _next_frame(now: float, done: int, fps: float) -> tuple[int, float]:
     """The newest frame at time `now` if it is newer than `done`, else the next one and the time at which it comes."""
     newest = math.floor(now * fps + 1e-9)
     return (newest, now) if newest > done else (done + 1, (done + 1) / fps)
-
-
-def set_seeds(seed: int) -> None:
-    """Seed every generator that a tracker may draw from (torch's only where it is loaded)."""
-    random.seed(seed)
-    np.random.seed(seed)
-    cv2.setRNGSeed(seed)
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(seed)
 
 
 def run_all(
@@ -307,10 +305,8 @@ def _run(
 
 def _job(spec: TrackerSpec, sequence: seq.Sequence, protocol: Protocol) -> Track:
     """One sequence in a process of its own, which shares the machine with others."""
-    cv2.setNumThreads(1)
     tracker = spec.create()
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
+    set_threads(1)  # now that torch is loaded, if it is needed
     return protocol.run(tracker, sequence)
 
 

@@ -1,6 +1,6 @@
 """Sequences on disk: frames and the target's true boxes, in the layouts that tracking benchmarks use.
 
-Each sequence is a folder with its images in ``img/`` or beside the truth file, which is one of
+Each sequence is a folder with its images in ``img/``, in ``color/`` or beside the truth file, which is one of
 
 - ``groundtruth.txt``: LaSOT, GOT-10k and VOT (rows of 8 numbers are corners of a polygon; its bounding box is taken);
 - ``groundtruth_rect.txt``: OTB.
@@ -14,6 +14,7 @@ no area, where GOT-10k's ``absence.label`` says 1, or LaSOT's ``full_occlusion.t
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import re
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
@@ -30,6 +31,7 @@ from tracker_ros.trackers.base import Frame
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
 _TRUTH_NAMES = ("groundtruth.txt", "groundtruth_rect.txt")
+_IMAGE_FOLDERS = ("img", "color")
 _ABSENCE_NAMES = ("absence.label", "full_occlusion.txt", "out_of_view.txt")
 
 
@@ -153,7 +155,7 @@ def load_sequence(folder: Path, truth_file: Path | None = None, *, one_based: bo
     """Load the sequence in `folder`.
 
     Args:
-        folder: has the images, in itself or in ``img/``, and the truth file.
+        folder: has the images, in itself, ``img/`` or ``color/``, and the truth file.
         truth_file: the truth file, where it lies elsewhere.
         one_based: the first pixel of the truth is 1, as in Matlab's data sets (OTB, UAV123).
 
@@ -162,11 +164,12 @@ def load_sequence(folder: Path, truth_file: Path | None = None, *, one_based: bo
     """
     if not folder.is_dir():
         raise InvalidSequence(f"there is no folder '{folder}'")
-    images = list_images(folder / "img" if (folder / "img").is_dir() else folder)
+    inner = (folder / name for name in _IMAGE_FOLDERS)
+    images = list_images(next(filter(Path.is_dir, inner), folder))
     if not images:
         raise InvalidSequence(f"'{folder}' has no images ({', '.join(sorted(IMAGE_SUFFIXES))}), nor has its img/")
     if truth_file is None:
-        truth_file = next((folder / name for name in _TRUTH_NAMES if (folder / name).is_file()), None)
+        truth_file = _truth_in(folder)
     if truth_file is None:
         raise InvalidSequence(f"'{folder}' has no {' or '.join(_TRUTH_NAMES)}")
     truth = read_boxes(truth_file)
@@ -185,35 +188,46 @@ def load_sequence(folder: Path, truth_file: Path | None = None, *, one_based: bo
     return Sequence(folder.name, ImageFiles(tuple(images)), truth)
 
 
+def _truth_in(folder: Path) -> Path | None:
+    return next((folder / name for name in _TRUTH_NAMES if (folder / name).is_file()), None)
+
+
 def find_sequences(
     root: Path, only: SequenceOf[str] = (), exclude: SequenceOf[str] = (), *, one_based: bool = False
 ) -> list[Sequence]:
     """Load the sequences below `root`, sorted by name.
 
     Args:
-        root: a folder of sequences, UAV123's root, or one sequence.
+        root: a folder of sequences or of folders of them (LaSOT's categories), UAV123's root, or one sequence.
         only: shell patterns (``otb_*``) of which a name must match one; empty: all names.
         exclude: patterns of which a name may match none.
         one_based: see `load_sequence`.
 
     Raises:
-        InvalidSequence: nothing found or nothing left, or one of the sequences is broken.
+        InvalidSequence: nothing found or nothing left, two of one name, or one of the sequences is broken.
     """
     if not root.is_dir():
         raise InvalidSequence(f"there is no folder '{root}'")
     found = dict(_candidates(root))
     if not found:
         raise InvalidSequence(f"no folder below '{root}' has a {' or '.join(_TRUTH_NAMES)} (nor is it UAV123's root)")
-    names = sorted(
-        (folder for folder in found if not only or any(fnmatch.fnmatch(folder.name, pattern) for pattern in only)),
-        key=lambda folder: folder.name,
-    )
-    names = [folder for folder in names if not any(fnmatch.fnmatch(folder.name, pattern) for pattern in exclude)]
-    if not names:
+    folders = [
+        folder
+        for folder in sorted(found, key=lambda folder: folder.name)
+        if (not only or _matches(folder.name, only)) and not _matches(folder.name, exclude)
+    ]
+    if not folders:
         raise InvalidSequence(
             f"none of the {len(found)} sequences in '{root}' is left by --only {list(only)} --exclude {list(exclude)}"
         )
-    return [load_sequence(folder, found[folder], one_based=one_based) for folder in names]
+    for one, other in itertools.pairwise(folders):
+        if one.name == other.name:
+            raise InvalidSequence(f"'{one}' and '{other}' have one name; results need different ones")
+    return [load_sequence(folder, found[folder], one_based=one_based) for folder in folders]
+
+
+def _matches(name: str, patterns: SequenceOf[str]) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
 def _candidates(root: Path) -> Iterator[tuple[Path, Path]]:
@@ -225,8 +239,15 @@ def _candidates(root: Path) -> Iterator[tuple[Path, Path]]:
             if folder.is_dir() and folder.name in truths:
                 yield folder, truths[folder.name]
         return
-    for folder in (root, *sorted(path for path in root.iterdir() if path.is_dir())):
-        for name in _TRUTH_NAMES:
-            if (folder / name).is_file():
-                yield folder, folder / name
-                break
+    yield from _folders_with_truth(root, 2)
+
+
+def _folders_with_truth(folder: Path, depth: int) -> Iterator[tuple[Path, Path]]:
+    """`folder` itself if it has a truth file, else such folders down to `depth` below it."""
+    truth = _truth_in(folder)
+    if truth is not None:
+        yield folder, truth
+    elif depth > 0:
+        for path in folder.iterdir():
+            if path.is_dir():
+                yield from _folders_with_truth(path, depth - 1)

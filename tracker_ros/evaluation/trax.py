@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import tracker_ros
-from tracker_ros.evaluation.runs import set_seeds
+from tracker_ros.evaluation.process import set_seeds
 from tracker_ros.evaluation.sequences import read_image
 from tracker_ros.evaluation.specs import parse_specs
 from tracker_ros.trackers.base import Tracker
