@@ -225,6 +225,32 @@ def test_options_of_recordings_are_refused_elsewhere(make_sequence, capsys) -> N
 
 
 @needs_rosbags
+@pytest.mark.ros
+def test_what_ros_has_serialized_is_read(tmp_path: Path) -> None:
+    serialization = pytest.importorskip("rclpy.serialization", reason="needs ROS 2; runs where rclpy is installed")
+    from builtin_interfaces.msg import Time
+    from rosbags.rosbag2 import StoragePlugin, Writer
+    from sensor_msgs.msg import Image
+    from std_msgs.msg import Header
+    from vision_msgs.msg import Detection2D
+
+    header = Header(stamp=Time(sec=5, nanosec=7), frame_id="camera")
+    image = Image(header=header, height=2, width=4, encoding="mono8", step=4, data=list(range(8)))
+    detection = Detection2D(header=header, id="car")
+    detection.bbox.center.position.x, detection.bbox.center.position.y = 20.5, 10.25
+    detection.bbox.size_x, detection.bbox.size_y = 8.0, 6.5
+    with Writer(tmp_path / "real", version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        for topic, message in (("/image", image), ("/truth", detection)):
+            kind = f"{type(message).__module__.split('.')[0]}/msg/{type(message).__name__}"
+            connection = writer.add_connection(topic, kind, typestore=_types())
+            writer.write(connection, 1, serialization.serialize_message(message))
+    sequence = bags.load_bag(tmp_path / "real", from_message, truth_topic="/truth")
+    assert sequence.stamps == (5 * 10**9 + 7,)
+    assert sequence.first_box == (16.5, 7.0, 8.0, 6.5)
+    np.testing.assert_array_equal(sequence.frame(0)[:, :, 1], np.arange(8).reshape(2, 4))
+
+
+@needs_rosbags
 @pytest.mark.skipif(not hasattr(cv2, "TrackerCSRT_create"), reason="needs OpenCV's contrib modules")
 def test_evaluate_takes_a_recording(write_bag, tmp_path: Path, capsys) -> None:
     random = np.random.RandomState(0)
