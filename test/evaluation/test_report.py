@@ -154,6 +154,24 @@ def test_vot_report_in_text_and_pictures(pair, vot_tracks, tmp_path: Path, monke
     assert _near(picture[48:53, 868:873], COLOURS[0]).all()
 
 
+def test_a_tracker_has_one_colour_in_plots_and_strips(pair, tracks, tmp_path: Path, monkeypatch) -> None:
+    orders: list[list[str]] = []
+
+    def curves(title, x_label, y_label, curves, **options):
+        orders.append([label.split()[0] for label in curves])
+        return draw_curves(title, x_label, y_label, curves, **options)
+
+    def strip(sequence, boxes):
+        orders.append(list(boxes))
+        return draw_strip(sequence, boxes)
+
+    monkeypatch.setattr(reports, "draw_curves", curves)
+    monkeypatch.setattr(reports, "draw_strip", strip)
+    assert list(tracks) == ["bad", "good"]
+    reports.write(tmp_path / "out", reports.summarize(tracks, pair), tracks, pair)
+    assert orders == [["good", "bad"]] * 6
+
+
 def _near(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
     return np.abs(picture.astype(int) - colour).max(2) < 40
 

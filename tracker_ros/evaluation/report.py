@@ -246,6 +246,7 @@ def write(
         cv2.imwrite(str(files[-1]), picture)
     if strips:
         (out / "strips").mkdir(exist_ok=True)
+        tracks = {label: tracks[label] for label, _ in _ranked(report)}  # for the colours that the plots give them
         for s in sequences:
             files.append(out / "strips" / f"{s.name}.jpg")
             cv2.imwrite(str(files[-1]), draw_strip(s, {label: own[s.name].boxes for label, own in tracks.items()}))
