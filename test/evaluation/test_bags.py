@@ -154,12 +154,16 @@ def test_without_truth_there_is_a_box_to_start_on(write_bag) -> None:
 @pytest.mark.parametrize(
     ("extra", "options", "words"),
     [
-        ([], {}, "needs either a truth topic"),
-        ([], {"truth_topic": "/truth", "box": Box(1, 2, 10, 10)}, "needs either a truth topic"),
+        ([], {}, "needs either the topic of the truth"),
+        ([], {"truth_topic": "/truth", "box": Box(1, 2, 10, 10)}, "needs either the topic of the truth"),
         ([], {"truth_topic": "/nothing"}, "has no topic '/nothing'; it has: /camera, /truth"),
         ([], {"truth_topic": "/camera"}, "'/camera' .* is a sensor_msgs/msg/Image; expected vision_msgs/msg/Detection"),
         ([], {"image_topic": "/truth", "truth_topic": "/truth"}, "expected sensor_msgs/msg/Image or sensor_msgs"),
-        ([("/b", 1, _image)], {"truth_topic": "/truth"}, "several image topics, .*: /b, /camera"),
+        (
+            [("/b", 1, _image)],
+            {"truth_topic": "/truth"},
+            "several image topics, .* --image-topic must choose: /b, /camera",
+        ),
         ([("/late", 1, _detection)], {"truth_topic": "/late"}, "none of the 1 detections on '/late'"),
         ([("/turned", 1, _detection)], {"truth_topic": "/turned"}, r"rotated box \(theta=0.5\)"),
     ],

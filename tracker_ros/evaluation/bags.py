@@ -94,7 +94,10 @@ def load_bag(
             no image that has a detection's stamp, or a rotated box.
     """
     if (truth_topic is None) == (box is None):
-        raise InvalidSequence(f"'{path}' needs either a truth topic (Detection2D) or a box for its first image")
+        raise InvalidSequence(
+            f"'{path}' needs either the topic of the truth, a Detection2D (--truth-topic), or the box in its first image "
+            "(--box)"
+        )
     with _open(path) as reader:
         topics = {c.topic: c.msgtype for c in reader.connections}
         image_topic = _image_topic(path, topics, image_topic)
@@ -146,7 +149,11 @@ def _image_topic(path: Path, topics: dict[str, str], name: str | None) -> str:
         return name
     found = sorted(topic for topic, kind in topics.items() if kind in IMAGE_TYPES)
     if len(found) != 1:
-        there = f"several image topics, of which one must be chosen: {', '.join(found)}" if found else "no image topic"
+        there = (
+            f"several image topics, of which --image-topic must choose: {', '.join(found)}"
+            if found
+            else "no image topic"
+        )
         raise InvalidSequence(f"'{path}' has {there}")
     return found[0]
 

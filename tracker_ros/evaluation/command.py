@@ -56,13 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the evaluation; prints the table and writes the report into ``--out``."""
-    if args.realtime is not None and not args.realtime > 0:
-        raise ValueError(f"--realtime is a frame rate above 0, got {args.realtime:g}")
-    if args.realtime is not None and args.protocol != "ope":
-        raise ValueError("--realtime goes with --protocol ope only")
+    protocol = Protocol(args.protocol, args.realtime, args.seed)
     if args.jobs < 1 or (args.realtime is not None and args.jobs != 1):
         raise ValueError("--jobs must be at least 1, and exactly 1 with --realtime, as processes slow each other")
-    protocol = Protocol(args.protocol, args.realtime, args.seed)
     specs = parse_specs(args.tracker, args.settings, args.device)
     sequences = load_sequences(args)
     known = all(sequence.known for sequence in sequences)
