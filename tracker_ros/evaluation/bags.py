@@ -95,8 +95,8 @@ def load_bag(
     """
     if (truth_topic is None) == (box is None):
         raise InvalidSequence(
-            f"'{path}' needs either the topic of the truth, a Detection2D (--truth-topic), or the box in its first image "
-            "(--box)"
+            f"'{path}' needs either the topic of the truth, a Detection2D (--truth-topic), "
+            "or the box in its first image (--box)"
         )
     with _open(path) as reader:
         topics = {c.topic: c.msgtype for c in reader.connections}
@@ -149,12 +149,8 @@ def _image_topic(path: Path, topics: dict[str, str], name: str | None) -> str:
         return name
     found = sorted(topic for topic, kind in topics.items() if kind in IMAGE_TYPES)
     if len(found) != 1:
-        there = (
-            f"several image topics, of which --image-topic must choose: {', '.join(found)}"
-            if found
-            else "no image topic"
-        )
-        raise InvalidSequence(f"'{path}' has {there}")
+        several = f"several image topics, of which --image-topic must choose: {', '.join(found)}"
+        raise InvalidSequence(f"'{path}' has {several if found else 'no image topic'}")
     return found[0]
 
 
