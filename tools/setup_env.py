@@ -88,8 +88,9 @@ class Environment:
         self.torch = torch
         self.torch_index = torch_index
         self.python = venv / "bin" / "python"
-        # Started from an activated venv, the interpreter behind it is the one to build on.
-        self.base_python = Path(getattr(sys, "_base_executable", sys.executable))
+        # Started from an activated venv, the interpreter behind it is the one to build on. Resolved, because the same
+        # interpreter has several names (python3, python3.12), and another name is no reason to start afresh.
+        self.base_python = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
         self.record_path = venv / "setup.json"
         self.record = self._read_record()
         self.sourced_ros = self._find_sourced_ros()
@@ -189,13 +190,16 @@ class Environment:
         self.record.pop(name, None)
         action()
         self.record[name] = key
-        self.record_path.write_text(json.dumps(self.record, indent=1) + "\n")
+        self._write_record()
 
     def _read_record(self) -> dict[str, str]:
         try:
             return dict(json.loads(self.record_path.read_text()))
         except (OSError, ValueError):
             return {}
+
+    def _write_record(self) -> None:
+        self.record_path.write_text(json.dumps(self.record, indent=1) + "\n")
 
     def _find_sourced_ros(self) -> str:
         """The name of the sourced ROS 2 distribution; empty when none is sourced."""
@@ -249,6 +253,7 @@ class Environment:
         options = ["--system-site-packages"] if self.sourced_ros else []
         subprocess.run([self.base_python, "-m", "venv", *options, self.venv], check=True)
         self.record = {"kind": kind}
+        self._write_record()
 
     def _torch_brings_cuda_in_vain(self, requirements: list[str]) -> bool:
         on_pc = sys.platform == "linux" and platform.machine() == "x86_64"
