@@ -187,7 +187,8 @@ class Environment:
         """Do `action` unless it succeeded before with the same inputs (`key`)."""
         if self.record.get(name) == key and self.python.exists():
             return
-        self.record.pop(name, None)
+        if self.record.pop(name, None):
+            self._write_record()  # Should it fail half way, what was there before is gone too.
         action()
         self.record[name] = key
         self._write_record()
