@@ -53,8 +53,9 @@ class DiMPOptions(RunOptions):
         backbone_rate: learning rate of stage 3 relative to `rate`; 0 keeps the backbone fixed.
         backbone_from: share of the run after which stage 3 is tuned.
         hold: weight of the teacher's features while stage 3 is tuned.
-        classifier_rate: learning rate of the classifier relative to `rate`; it starts from distilled features, which
-            few boxes must not spoil.
+        feature_rate: learning rate of the classification features relative to `rate`. They start as the distilled
+            projection, which knows real videos; a few stills with synthetic motion would only spoil it.
+        initializer_rate: learning rate of the filter initializer relative to `rate`.
         predictor_rate: learning rate of the filter optimizer's own parameters relative to `rate`.
         validation: number of held-out sets.
     """
@@ -73,7 +74,8 @@ class DiMPOptions(RunOptions):
     backbone_rate: float = 0.05
     backbone_from: float = 0.65
     hold: float = 0.3
-    classifier_rate: float = 0.2
+    feature_rate: float = 0.02
+    initializer_rate: float = 0.2
     predictor_rate: float = 0.5
     validation: int = 64
 
@@ -219,7 +221,8 @@ class DiMPTraining(Run):
         self.net.backbone.requires_grad_(False)
         classifier = self.net.classifier
         groups: list[tuple[float, list[nn.Parameter]]] = [
-            (options.classifier_rate, [*classifier.features.parameters(), *classifier.initializer.parameters()]),
+            (options.feature_rate, list(classifier.features.parameters())),
+            (options.initializer_rate, list(classifier.initializer.parameters())),
             (options.predictor_rate, list(classifier.optimizer.parameters())),
             (1.0, list(self.net.iou_net.parameters())),
         ]
