@@ -36,6 +36,8 @@ from tracker_ros.simulation.vehicles import (
 Array = NDArray[np.float64]
 
 _RAMP = 0.85  # s to leave the view, and to come back
+#: Times (s) around the present over which the camera averages the heading that it follows.
+_FOLLOWED = np.linspace(-1.2, 1.2, 9)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,7 @@ class FlightOptions:
         zoom: mean scale, image pixels a metre; the car is 4.1 to 4.8 m long.
         similarity: paint of the closest look-alike; 1 is the target's own, 0 one that is easy to tell apart.
         traffic: number of moving look-alikes in each direction.
+        follow: part of the target's turning that the camera makes along, as one in follow mode does; 0 keeps its yaw.
         leaves_view: whether the target leaves the view.
         noise: deviation of the sensor noise, grey levels.
         shutter: exposure as a part of the frame time (motion blur); 0 switches blur off.
@@ -64,8 +67,9 @@ class FlightOptions:
     duration: float = 20.0
     seed: int = 0
     zoom: float = 10.5
-    similarity: float = 0.7
-    traffic: int = 5
+    similarity: float = 0.4
+    traffic: int = 4
+    follow: float = 0.8
     leaves_view: bool = True
     noise: float = 3.0
     shutter: float = 0.35
@@ -88,6 +92,7 @@ class FlightOptions:
             "zoom": (6, 20),
             "similarity": (0, 1),
             "traffic": (0, 12),
+            "follow": (0, 1),
             "noise": (0, 50),
             "shutter": (0, 1),
             "jitter": (0, 20),
@@ -397,6 +402,8 @@ class Flight:
         )
         phase, drift = self._yaw
         yaw = phase + 0.55 * math.sin(w / 21 + phase) + 0.12 * math.sin(w / 6.3) + drift * t
+        headings = self._route.at(self._start + t + _FOLLOWED)[1]
+        yaw -= o.follow * float(headings.mean())
         spot = np.array(
             [
                 o.width * (0.5 + 0.15 * math.sin(w / 8.7 + p[0]) + 0.07 * math.sin(w / 3.9 + p[1])),

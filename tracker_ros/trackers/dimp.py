@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -44,6 +45,11 @@ FLAGS = ("normal", "hard_negative", "uncertain", "not_found")
 _BLURS = ((3, 1), (1, 3), (2, 2))
 _ROTATIONS = (10, -10, 45, -45)
 _SHIFTS = ((0.6, 0.6), (-0.6, 0.6), (0.6, -0.6), (-0.6, -0.6))
+
+#: Frames whose sizes say how large a target is that is being covered.
+_TRUSTED_FRAMES = 30
+#: Frames in a row without the target after which it must look as it used to in order to be found.
+_VANISHED = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +106,9 @@ class DiMPOptions(TrackerOptions):
     regain_ratio: float = option(0.8, "the same, over the score that it typically had", low=0.0, high=1.0)
     regain_after: int = option(3, "frames in a row that it must do so", low=1, high=30)
     lost_after: int = option(5, "frames without the target until it is lost", low=1, high=300)
+    jump: float = option(
+        1.5, "a peak further away than this, in target sizes, must be as high as a lost target's", low=0.1, high=100.0
+    )
     redetect_after: int = option(15, "frames lost until the whole image is searched", low=0, high=1000)
     redetect_windows: int = option(
         2, "windows searched a frame while the target is lost; 0: its last place only", low=0, high=16
@@ -203,8 +212,11 @@ class DiMPTarget:
         draws: its random numbers.
         frame_number: frames seen; the first is 1.
         scan: windows of a lost target's search that were already looked at.
+        missing: frames in a row in which it was not found.
         candidate: a lost target is being confirmed at `position`.
-        anchor: position, size and scale when it was last seen, to which a failed candidate returns.
+        sizes: sizes of the last frames in which it was surely seen. A target that is being covered shrinks to the part
+            that shows, so a lost one is looked for at the median of these.
+        anchor: position, size and scale where it was lost, to which a failed candidate returns.
     """
 
     position: NDArray[np.float64]
@@ -218,7 +230,9 @@ class DiMPTarget:
     draws: RandomDraws
     frame_number: int = 1
     scan: int = 0
+    missing: int = 0
     candidate: bool = False
+    sizes: deque[NDArray[np.float64]] = field(default_factory=lambda: deque(maxlen=_TRUSTED_FRAMES))
     anchor: tuple[NDArray[np.float64], NDArray[np.float64], float] | None = None
 
 
@@ -543,8 +557,12 @@ class DiMP(Tracker[DiMPTarget]):
         center, box, scores = row[5:7], row[7:11], row[11:].reshape(*shape)
         score = float(np.clip(peak, 0, 1))
         was_lost = target.monitor.state is TrackState.LOST
-        if was_lost and not target.candidate:
-            target.anchor = (target.position, target.size, target.scale)
+        moved = float(np.linalg.norm(center - target.position)) / math.sqrt(target.size.prod())
+        suspicious = not was_lost and (moved > o.jump or target.missing >= _VANISHED)
+        if suspicious and score < o.regain_ratio * target.monitor.typical:
+            # Where a target is covered or leaves, the next best peak is a look-alike's.
+            flag, score = NOT_FOUND, min(score, o.not_found_threshold / 2)
+        target.missing = target.missing + 1 if flag == NOT_FOUND else 0
         if flag != NOT_FOUND and (not was_lost or score >= target.monitor.needed):
             target.position = center
             if np.isfinite(box).all():
@@ -552,7 +570,7 @@ class DiMP(Tracker[DiMPTarget]):
                     w.center
                 )
                 target.size = box[2:] * w.scale
-                target.scale = self._clamp_scale(math.sqrt(target.size.prod() / target.base_size.prod()), width, height)
+                target.scale = self._scale(target, width, height)
             target.candidate = was_lost
         elif target.candidate and target.anchor is not None:
             # The candidate did not hold: go on looking where the target was last seen.
@@ -568,6 +586,13 @@ class DiMP(Tracker[DiMPTarget]):
         state = target.monitor.update(cues)
         if state is not TrackState.LOST:
             target.candidate = False
+            if target.monitor.frames_since_seen == 0:
+                target.sizes.append(target.size)
+        elif not was_lost:
+            if target.sizes:
+                target.size = np.median(target.sizes, 0)
+                target.scale = self._scale(target, width, height)
+            target.anchor = (target.position, target.size, target.scale)
         region = Box.from_center(*w.center, shape[1] * STRIDE * w.scale, shape[0] * STRIDE * w.scale)
         heatmap = np.clip(scores, 0, 1).astype(np.float32) if o.heatmap else None
         named = {
@@ -576,13 +601,14 @@ class DiMP(Tracker[DiMPTarget]):
             "sharpness": cues.sharpness,
             "overlap": float(overlap),
             "visible": float(visible),
+            "moved": moved,
         }
         return Estimate(estimate_box, score, state, region, heatmap, named), flag
 
-    def _clamp_scale(self, scale: float, width: int, height: int) -> float:
-        """Keep the search region between ten pixels and three images a side."""
-        size = self.options.image_size
-        return min(max(scale, 10 / size), 3 * max(width, height) / size)
+    def _scale(self, target: DiMPTarget, width: int, height: int) -> float:
+        """Image pixels a crop pixel for the target's size; the search region stays between 10 px and three images."""
+        scale = math.sqrt(target.size.prod() / target.base_size.prod())
+        return min(max(scale, 10 / self.options.image_size), 3 * max(width, height) / self.options.image_size)
 
     def _update(self, learners: Sequence[tuple[DiMPTarget, int]]) -> None:
         """Optimise the filters of targets on their memories; those that take as many steps go together."""
