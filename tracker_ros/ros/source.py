@@ -197,13 +197,14 @@ class ImageSource(Node):
         header = Header(frame_id=str(self.get_parameter("frame_id").value))
         now = self.get_clock().now()
         header.stamp = now.to_msg()
+        # Counted first: a signal in between must not leave an image out that somebody has received.
+        self._sent.append((index, now.nanoseconds))
         if self._raw.get_subscription_count() > 0:
             self._raw.publish(messages.image_to_message(picture.frame, "bgr8", header))
         if self._compressed.get_subscription_count() > 0:
             self._compressed.publish(self._encode(picture.frame, header))
         if picture.known:
             self._truth.publish(_truth_message(header, picture))
-        self._sent.append((index, now.nanoseconds))
         return int(now.nanoseconds)
 
     def _encode(self, frame: Frame, header: Header) -> CompressedImage:
