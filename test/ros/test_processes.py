@@ -138,3 +138,46 @@ def test_a_bad_parameter_ends_the_process_with_a_reason(start_node, parameter, w
     assert process.returncode == 2, text
     assert words in text
     assert "Traceback" not in text
+
+
+def resident_mb(pid: int) -> float:
+    """Resident memory of a process in MB."""
+    with open(f"/proc/{pid}/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.skipif(
+    not (ROOT / "models" / "dimp18.safetensors").is_file(), reason="models/dimp18.safetensors is not there"
+)
+def test_memory_stays_flat_over_ten_thousand_images(graph: Graph, start_node):
+    """dimp18 with heatmap and annotated image subscribed: under 1.5 GB, and flat once the sample memory is full."""
+    rng = np.random.RandomState(0)
+    ground = rng.randint(60, 100, (480, 640, 3)).astype(np.uint8)
+    target = rng.randint(0, 255, (8, 10, 3)).astype(np.uint8).repeat(6, 0).repeat(6, 1)
+
+    def scene(k: int) -> Image:
+        frame = ground.copy()
+        x, y = int(290 + 200 * np.sin(k / 60)), int(216 + 120 * np.sin(k / 41))
+        frame[y : y + 48, x : x + 60] = target
+        return messages.image_to_message(frame, "bgr8", graph.header())
+
+    process = start_node("tracker:=dimp18")
+    graph.listen("status", "heatmap", "image_annotated")
+    assert graph.until(graph.images.get_subscription_count, 60), output(process)
+    with graph.camera(20, lambda: scene(0)) as sent:
+        assert graph.until(lambda: len(graph.received["status"]) > 3, 30)
+    assert graph.init(Box(290, 216, 60, 48), stamp=sent[-1].header.stamp, target_id="patch").success
+    used: list[float] = []
+    for k in range(1, 10_001):
+        image = scene(k)
+        graph.images.publish(image)
+        assert graph.until(lambda image=image: graph.status_of(image), 10), f"image {k} was not answered"
+        if k % 1000 == 0:
+            used.append(resident_mb(process.pid))
+            for received in graph.received.values():
+                received.clear()
+    print("resident MB after every 1000 images:", [round(mb) for mb in used])
+    assert max(used) < 1500
+    assert used[-1] - used[1] < 0.02 * used[1]

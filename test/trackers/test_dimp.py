@@ -177,6 +177,8 @@ def test_the_larger_network_runs(texture: np.ndarray) -> None:
 def test_refusals(tmp_path: object) -> None:
     with pytest.raises(InvalidOption, match="search_area_scale"):
         DiMPOptions(search_area_scale=0.5)
+    with pytest.raises(InvalidOption, match="multiple of 16"):
+        DiMPOptions(image_size=300)
     with pytest.raises(InvalidOption, match="one of none, dimp"):
         DiMPOptions(update="always")
     with pytest.raises(WeightsMissing, match=r"nowhere\.safetensors"):
@@ -208,3 +210,36 @@ def test_draws_are_reproducible() -> None:
     factors = RandomDraws(0).dropout(2, 1000, 0.2)
     assert set(factors.unique().tolist()) == {0.0, 1.25}
     assert float(factors.mean()) == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_look_alike_does_not_replace_a_target_that_vanishes(network: DiMPNet, texture: np.ndarray) -> None:
+    """Another square, duller than the target, appears elsewhere in the very frame in which the target goes."""
+    tracker = _tracker(network, regain_score=0.1)
+    frame, box = _scene(texture, 100, 90)
+    tracker.initialize(frame, box)
+    for _ in range(5):
+        tracker.track(frame)
+    dull, _ = _scene(texture, 0, 0, shown=False)
+    other, _ = _scene(texture, 170, 90)
+    dull[90:126, 170:206] = (0.3 * dull[90:126, 170:206] + 0.7 * other[90:126, 170:206]).astype(np.uint8)
+    estimates = [tracker.track(dull) for _ in range(12)]
+    assert estimates[-1].state is TrackState.LOST
+    assert all(iou(e.box, Box(170, 90, 36, 36)) < 0.2 for e in estimates)
+    eager = _tracker(network, regain_score=0.1, regain_ratio=0.0)
+    eager.initialize(frame, box)
+    for _ in range(5):
+        eager.track(frame)
+    assert iou([eager.track(dull) for _ in range(12)][-1].box, Box(170, 90, 36, 36)) > 0.4, "the scene has a look-alike"
+
+
+def test_a_covered_target_is_looked_for_at_its_full_size(network: DiMPNet, texture: np.ndarray) -> None:
+    tracker = _tracker(network)
+    frame, box = _scene(texture, 100, 90)
+    target = tracker.start(frame, [box])[0]
+    for _ in range(8):
+        tracker.step(frame, [target])
+    target.size = target.size / 2  # as if a cover had cut the box
+    empty, _ = _scene(texture, 0, 0, shown=False)
+    while tracker.step(empty, [target])[0].state is not TrackState.LOST:
+        pass
+    assert np.allclose(target.size, [36, 36])

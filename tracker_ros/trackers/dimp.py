@@ -33,7 +33,7 @@ from tracker_ros.networks.dimp import DIMP18, DIMP50, STRIDE, BackboneFeatures, 
 from tracker_ros.networks.filter_optimizer import apply_filter
 from tracker_ros.networks.inference import choose_device, choose_dtype, prepare
 from tracker_ros.networks.iou_net import BoxRefiner, IoUFeatures, Modulation
-from tracker_ros.trackers.base import Estimate, Frame, Tracker, TrackerOptions, TrackState, option
+from tracker_ros.trackers.base import Estimate, Frame, InvalidOption, Tracker, TrackerOptions, TrackState, option
 from tracker_ros.trackers.profile import NULL_TIMER, NullTimer
 from tracker_ros.trackers.state import ConfidenceMonitor, ConfidenceThresholds, Cues
 
@@ -113,6 +113,12 @@ class DiMPOptions(TrackerOptions):
     redetect_windows: int = option(
         2, "windows searched a frame while the target is lost; 0: its last place only", low=0, high=16
     )
+
+    def __post_init__(self) -> None:
+        """Check the options; see `TrackerOptions`."""
+        super().__post_init__()
+        if self.image_size % STRIDE:
+            raise InvalidOption(f"option 'image_size' must be a multiple of {STRIDE}, got {self.image_size}")
 
 
 PRESETS: dict[str, DiMPOptions] = {"dimp18": DiMPOptions(), "dimp50": DiMPOptions(network="dimp50")}
@@ -322,14 +328,16 @@ class DiMP(Tracker[DiMPTarget]):
 
     def __init__(self, name: str, options: DiMPOptions, network: DiMPNet | None = None) -> None:
         super().__init__(name, options)
+        device = choose_device(options.device)
         if network is None:
             network = DiMPNet(NETWORKS[options.network])
             weights.load(options.weights or weights.shipped(options.network), network, options.network)
-        device = choose_device(options.device)
+        else:
+            network = copy.deepcopy(network)
         self.device = str(device)
         self._torch_device = device
         self._dtype = choose_dtype(options.precision, device)
-        self.network = prepare(copy.deepcopy(network), device)
+        self.network = prepare(network, device)
         for module in self.network.convolutions():
             module.to(self._dtype)
         self._refiner = BoxRefiner(self.network.iou_net)
