@@ -133,9 +133,17 @@ def test_backbone_stays_fixed_until_it_is_tuned(pool: ImagePool, tmp_path: Path)
     assert changed == {"layer3"}
 
 
+def test_iou_net_can_be_trained_alone(pool: ImagePool, tmp_path: Path) -> None:
+    run = _training(pool, tmp_path, sets=0, backbone_rate=0.0)
+    before = [p.clone() for p in run.net.classifier.parameters()]
+    assert set(run.train_step()) == {"iou", "total"}
+    assert all(torch.equal(a, b) for a, b in zip(before, run.net.classifier.parameters(), strict=True))
+
+
 def test_labels_lie_where_the_target_is(pool: ImagePool, tmp_path: Path) -> None:
     run = _training(pool, tmp_path)
     batch, _ = run.batches(0)
+    assert batch is not None
     batch.boxes[0, 2] = torch.tensor([56.0, 24.0, 16.0, 48.0])  # centre (64, 48): cell (4, 3)
     batch.present[0, 2] = True
     batch.present[1, 2] = False

@@ -42,7 +42,7 @@ class DiMPOptions(RunOptions):
     """Options of the `dimp18` recipe.
 
     Attributes:
-        sets: pairs of sets a step for the classifier, with the tracker's search region.
+        sets: pairs of sets a step for the classifier, with the tracker's search region; 0 trains the IoU-Net alone.
         train_frames, test_frames: frames of such a set.
         box_sets: sets a step for the IoU-Net, with a smaller region around the target: it never looks further.
         box_frames: frames of such a set; the first two are references of the others and of each other.
@@ -248,12 +248,12 @@ class DiMPTraining(Run):
             count = self.options.box_count
             self.validation.append((collate(first, 0, generators[0]), collate(second, count, generators[0])))
 
-    def batches(self, step: int) -> tuple[Batch, Batch]:
-        """The classifier's and the IoU-Net's sets of a step: a function of seed and step."""
+    def batches(self, step: int) -> tuple[Batch | None, Batch]:
+        """The classifier's (if it is trained) and the IoU-Net's sets of a step: a function of seed and step."""
         rng, o = np.random.default_rng([self.options.seed, step]), self.options
         first = [self.sampler.draw(rng) for _ in range(o.sets)]
         second = [self.box_sampler.draw(rng) for _ in range(o.box_sets)]
-        return collate(first, 0, rng), collate(second, o.box_count, rng)
+        return collate(first, 0, rng) if first else None, collate(second, o.box_count, rng)
 
     @property
     def tuning(self) -> bool:
@@ -310,17 +310,20 @@ class DiMPTraining(Run):
         wide, near = self.batches(step)
         tuning = self.tuning
         self.net.backbone.get_submodule("layer3").requires_grad_(tuning)
-        layer2, layer3 = self._backbone(self.net, wide.images, tuning)
-        terms = self._classification_terms(self.classify(self.net, wide, layer3), wide)
-        terms["total"] = self.options.beta * terms["classify"]
-        if tuning and self.teacher is not None and self.heads is not None and self.options.hold > 0:
-            terms["hold"] = self._hold(wide, layer2, layer3)
-            terms["total"] = terms["total"] + self.options.hold * terms["hold"]
+        terms: dict[str, Tensor] = {}
+        total = torch.zeros(())
+        if wide is not None:
+            layer2, layer3 = self._backbone(self.net, wide.images, tuning)
+            terms = self._classification_terms(self.classify(self.net, wide, layer3), wide)
+            total = self.options.beta * terms["classify"]
+            if tuning and self.teacher is not None and self.heads is not None and self.options.hold > 0:
+                terms["hold"] = self._hold(wide, layer2, layer3)
+                total = total + self.options.hold * terms["hold"]
         layer2, layer3 = self._backbone(self.net, near.images, tuning)
         modulation, maps = self.modulate(self.net, near, layer2, layer3)
         predicted = predict_overlaps(self.net.iou_net, modulation, maps, near.candidates)
         terms["iou"] = iou_loss(predicted, near.overlaps, near.present.flatten())
-        terms["total"] = terms["total"] + terms["iou"]
+        terms["total"] = total + terms["iou"]
         return terms
 
     def _classification_terms(self, scores: list[Tensor], batch: Batch) -> dict[str, Tensor]:
