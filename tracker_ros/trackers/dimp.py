@@ -65,7 +65,8 @@ class DiMPOptions(TrackerOptions):
     update: str = option("dimp", "online learning: none, or dimp (memory and filter updates)", choices=("none", "dimp"))
     compat: str = option(
         "off",
-        "sub-pixel conventions: off (exact), published (the published tracker's), published-2019 (its first release's)",
+        "published: the published tracker's half-pixel conventions, and none of our rules for sizes and look-alikes; "
+        "published-2019: those of its first release; off: exact boxes and our rules",
         choices=("off", "published", "published-2019"),
     )
     seed: int = option(0, "seed of the augmentation and of the box proposals", low=0)
@@ -99,6 +100,7 @@ class DiMPOptions(TrackerOptions):
     refinement_iterations: int = option(5, "gradient-ascent steps of the boxes; 0: the size stays", low=0, high=50)
     refinement_step: float = option(1.0, "step length of the boxes", low=0.0, high=10.0)
     refinement_average: int = option(3, "boxes that are averaged", low=1, high=64)
+    size_rate: float = option(0.35, "how much of a change in size a frame makes; 1: all of it", low=0.01, high=1.0)
     maximal_aspect_ratio: float = option(6.0, "boxes more elongated than this are discarded", low=1.0, high=50.0)
 
     good_score: float = option(0.35, "score of a frame in which the target is surely seen", low=0.0, high=1.0)
@@ -565,8 +567,9 @@ class DiMP(Tracker[DiMPTarget]):
         center, box, scores = row[5:7], row[7:11], row[11:].reshape(*shape)
         score = float(np.clip(peak, 0, 1))
         was_lost = target.monitor.state is TrackState.LOST
+        exact = o.compat == "off"
         moved = float(np.linalg.norm(center - target.position)) / math.sqrt(target.size.prod())
-        suspicious = not was_lost and (moved > o.jump or target.missing >= _VANISHED)
+        suspicious = exact and not was_lost and (moved > o.jump or target.missing >= _VANISHED)
         if suspicious and score < o.regain_ratio * target.monitor.typical:
             # Where a target is covered or leaves, the next best peak is a look-alike's.
             flag, score = NOT_FOUND, min(score, o.not_found_threshold / 2)
@@ -577,7 +580,7 @@ class DiMP(Tracker[DiMPTarget]):
                 target.position = (box[:2] + box[2:] / 2 - o.image_size / 2 + self._half_pixel) * w.scale + np.array(
                     w.center
                 )
-                target.size = box[2:] * w.scale
+                target.size = target.size + (o.size_rate if exact else 1.0) * (box[2:] * w.scale - target.size)
                 target.scale = self._scale(target, width, height)
             target.candidate = was_lost
         elif target.candidate and target.anchor is not None:
