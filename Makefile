@@ -20,7 +20,7 @@ OUT ?=
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint demo clean
+.PHONY: help setup test test-slow lint demo train-smoke clean
 
 # Nothing started from here is heard by, or listens to, other machines (the second name is Humble's).
 export ROS_AUTOMATIC_DISCOVERY_RANGE = LOCALHOST
@@ -29,7 +29,7 @@ export ROS_LOCALHOST_ONLY = 1
 IN_VENV = source $(VENV)/ros_env.sh &&
 
 help:  ## show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:  ## make the environment that the other targets run in (PYTHON= VENV= TORCH= TORCH_INDEX=)
 	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" --torch "$(TORCH)" --torch-index "$(TORCH_INDEX)"
@@ -48,6 +48,9 @@ demo: setup  ## track a target in a real ROS 2 graph (VIDEO= BOX=x,y,w,h TRACKER
 	  $(if $(VIDEO),--video "$(VIDEO)") $(if $(BOX),--box "$(BOX)") $(if $(TRACKER),--tracker "$(TRACKER)") \
 	  $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(DEVICE),--device "$(DEVICE)") $(if $(SEED),--seed "$(SEED)") \
 	  $(if $(OUT),--out "$(OUT)")
+
+train-smoke: setup  ## train for two minutes on rendered data, which needs no files
+	@$(IN_VENV) python -m tracker_ros train smoke --out out/train-smoke
 
 clean:  ## remove the environment and everything generated
 	rm -rf "$(VENV)" build install log out .pytest_cache .ruff_cache .mypy_cache *.egg-info

@@ -64,13 +64,38 @@ class Likeness:
         return 1 / (1 + math.exp(-logit))
 
 
+class ColourModel:
+    """The first and the recent colours of one target: a cue that is independent of a network's features."""
+
+    def __init__(self, frame: Frame, box: Box) -> None:
+        self.first = self.recent = _histogram(frame, box)
+
+    def similarity(self, frame: Frame, box: Box) -> float:
+        """How alike the colours in `box` are, ``[0, 1]``: 1 - Bhattacharyya distance to the nearer of both models."""
+        now = _histogram(frame, box)
+        return max(1 - float(cv2.compareHist(h, now, cv2.HISTCMP_BHATTACHARYYA)) for h in (self.recent, self.first))
+
+    def learn(self, frame: Frame, box: Box, rate: float) -> None:
+        """Move the recent colours towards those that `frame` shows in `box`."""
+        self.recent = (1 - rate) * self.recent + rate * _histogram(frame, box)
+
+    def propose(self, frame: Frame, size: tuple[float, float], count: int) -> list[tuple[float, float]]:
+        """Centres of the `count` boxes of `size` (w, h) in `frame` whose colours are most alike, best first."""
+        height, width = frame.shape[:2]
+        side = max(1.0, min(size))
+        scale = min(1.0, PATCH / side, max((_SEARCH_PIXELS / (width * height)) ** 0.5, _SEARCH_SIDE / side))
+        small = cv2.resize(frame, (max(1, round(width * scale)), max(1, round(height * scale))))
+        shrunk = max(3, round(size[0] * scale)), max(3, round(size[1] * scale))
+        return [(x / scale, y / scale) for x, y in _alike_in_colour(small, shrunk, self.recent, count)]
+
+
 class Appearance:
     """The first and the recent look of one target."""
 
     def __init__(self, frame: Frame, box: Box) -> None:
         self.first = _grey_patch(frame, box, PATCH)
         self.recent = self.first
-        self.first_colour = self.colour = _histogram(frame, box)
+        self.colours = ColourModel(frame, box)
 
     def measure(self, frame: Frame, box: Box) -> Likeness:
         """Compare what `frame` shows in and around `box` with the target."""
@@ -82,12 +107,7 @@ class Appearance:
         middle, near = _REGION // 2, PATCH // 8
         here = slice(middle - near, middle + near + 1)
         visible = box.clip(width, height).area / max(box.area, 1e-6)
-        colour = 0.0
-        if visible > 0:
-            now = _histogram(frame, box)
-            colour = max(
-                1 - cv2.compareHist(h, now, cv2.HISTCMP_BHATTACHARYYA) for h in (self.colour, self.first_colour)
-            )
+        colour = self.colours.similarity(frame, box) if visible > 0 else 0.0
         return Likeness(
             first=float(first[here, here].max()),
             recent=float(recent[here, here].max()),
@@ -99,7 +119,7 @@ class Appearance:
     def learn(self, frame: Frame, box: Box, rate: float) -> None:
         """Move the recent appearance towards what `frame` shows in `box`."""
         self.recent = (1 - rate) * self.recent + rate * _grey_patch(frame, box, PATCH)
-        self.colour = (1 - rate) * self.colour + rate * _histogram(frame, box)
+        self.colours.learn(frame, box, rate)
 
     def find(self, frame: Frame, box: Box) -> tuple[Box, Likeness] | None:
         """Look for the target in the whole frame at the size of `box`.
@@ -117,7 +137,7 @@ class Appearance:
         size = max(3, round(box.w * scale)), max(3, round(box.h * scale))
         if size[0] > small.shape[1] or size[1] > small.shape[0]:
             return None
-        centers = self._alike_in_colour(small, size)
+        centers = _alike_in_colour(small, size, self.colours.recent, _CANDIDATES)
         # Over a whole frame the best of many places looks good by chance, so both appearances have to agree.
         grey = _grey(small)
         correlation = np.minimum(*(_match(grey, cv2.resize(patch, size)) for patch in (self.first, self.recent)))
@@ -126,22 +146,25 @@ class Appearance:
         places = [Box.from_center(x / scale, y / scale, box.w, box.h) for x, y in centers]
         return max(((place, self.measure(frame, place)) for place in places), key=lambda found: found[1].score)
 
-    def _alike_in_colour(self, frame: Frame, size: tuple[int, int]) -> list[tuple[float, float]]:
-        """Centres of the boxes of `size` in `frame` whose colour histograms are nearest to the recent one."""
-        target = self.colour.ravel()
-        index = _bin_index(frame)
-        window = max(3, round(_MIDDLE * size[0])), max(3, round(_MIDDLE * size[1]))
-        # The Bhattacharyya coefficient with the histogram of every window, over the target's main colours.
-        likeness = np.zeros(index.shape, np.float32)
-        for k in np.argsort(target)[::-1][:_COLOURS]:
-            share = cv2.boxFilter((index == k).astype(np.float32), -1, window, borderType=cv2.BORDER_CONSTANT)
-            likeness += np.sqrt(target[k] * np.maximum(share, 0))
-        centers = []
-        for _ in range(_CANDIDATES):
-            _, _, _, (x, y) = cv2.minMaxLoc(likeness)
-            centers.append((x + 0.5, y + 0.5))
-            cv2.circle(likeness, (x, y), round(0.7 * (size[0] * size[1]) ** 0.5), 0, -1)
-        return centers
+
+def _alike_in_colour(
+    frame: Frame, size: tuple[int, int], colours: NDArray[np.float32], count: int
+) -> list[tuple[float, float]]:
+    """Centres of the `count` boxes of `size` in `frame` whose colour histograms are nearest to `colours`."""
+    target = colours.ravel()
+    index = _bin_index(frame)
+    window = max(3, round(_MIDDLE * size[0])), max(3, round(_MIDDLE * size[1]))
+    # The Bhattacharyya coefficient with the histogram of every window, over the target's main colours.
+    likeness = np.zeros(index.shape, np.float32)
+    for k in np.argsort(target)[::-1][:_COLOURS]:
+        share = cv2.boxFilter((index == k).astype(np.float32), -1, window, borderType=cv2.BORDER_CONSTANT)
+        likeness += np.sqrt(target[k] * np.maximum(share, 0))
+    centers = []
+    for _ in range(count):
+        _, _, _, (x, y) = cv2.minMaxLoc(likeness)
+        centers.append((x + 0.5, y + 0.5))
+        cv2.circle(likeness, (x, y), round(0.7 * (size[0] * size[1]) ** 0.5), 0, -1)
+    return centers
 
 
 def search_region(box: Box) -> Box:

@@ -33,6 +33,7 @@ from tracker_ros.networks.dimp import DIMP18, DIMP50, STRIDE, BackboneFeatures, 
 from tracker_ros.networks.filter_optimizer import apply_filter
 from tracker_ros.networks.inference import choose_device, choose_dtype, prepare
 from tracker_ros.networks.iou_net import BoxRefiner, IoUFeatures, Modulation
+from tracker_ros.trackers.appearance import ColourModel
 from tracker_ros.trackers.base import Estimate, Frame, InvalidOption, Tracker, TrackerOptions, TrackState, option
 from tracker_ros.trackers.profile import NULL_TIMER, NullTimer
 from tracker_ros.trackers.state import ConfidenceMonitor, ConfidenceThresholds, Cues
@@ -50,6 +51,8 @@ _SHIFTS = ((0.6, 0.6), (-0.6, 0.6), (0.6, -0.6), (-0.6, -0.6))
 _TRUSTED_FRAMES = 30
 #: Frames in a row without the target after which it must look as it used to in order to be found.
 _VANISHED = 2
+#: Rate at which the target's recent colours follow it.
+_COLOUR_RATE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +109,7 @@ class DiMPOptions(TrackerOptions):
     good_score: float = option(0.35, "score of a frame in which the target is surely seen", low=0.0, high=1.0)
     regain_score: float = option(0.45, "score that a lost target must reach to be regained", low=0.0, high=1.0)
     regain_ratio: float = option(0.8, "the same, over the score that it typically had", low=0.0, high=1.0)
+    regain_colour: float = option(0.5, "similarity in colour that it must have then (0 to 1)", low=0.0, high=1.0)
     regain_after: int = option(3, "frames in a row that it must do so", low=1, high=30)
     lost_after: int = option(5, "frames without the target until it is lost", low=1, high=300)
     jump: float = option(
@@ -218,6 +222,7 @@ class DiMPTarget:
         memory: training samples; None without updates.
         monitor: its state machine.
         draws: its random numbers.
+        colours: what tells it from look-alikes when it was lost.
         frame_number: frames seen; the first is 1.
         scan: windows of a lost target's search that were already looked at.
         missing: frames in a row in which it was not found.
@@ -236,6 +241,7 @@ class DiMPTarget:
     memory: SampleMemory | None
     monitor: ConfidenceMonitor
     draws: RandomDraws
+    colours: ColourModel
     frame_number: int = 1
     scan: int = 0
     missing: int = 0
@@ -398,6 +404,7 @@ class DiMP(Tracker[DiMPTarget]):
             memory,
             ConfidenceMonitor(self._thresholds()),
             draws,
+            ColourModel(frame, box),
         )
 
     def _thresholds(self) -> ConfidenceThresholds:
@@ -443,7 +450,7 @@ class DiMP(Tracker[DiMPTarget]):
         with self.timer.stage("crop"):
             for i, target in enumerate(targets):
                 target.frame_number += 1
-                for place in self._search_centers(target, width, height):
+                for place in self._search_centers(frame, target):
                     patch, w = self._patch(frame, place, target.scale)
                     owners.append(i)
                     windows.append(w)
@@ -481,8 +488,12 @@ class DiMP(Tracker[DiMPTarget]):
         learners: list[tuple[DiMPTarget, int]] = []
         for i, target in enumerate(targets):
             rows = [r for r, owner in enumerate(owners) if owner == i]
-            best = max(rows, key=lambda r: float(host[r, 1]))
-            estimate, flag = self._conclude(target, windows[best], host[best], scores.shape[1:], width, height)
+            best = rows[0]
+            if len(rows) > 1:  # a scan: anything may score high on what the filter has never seen
+                best = max(
+                    rows, key=lambda r: (self._alike(frame, targets[owners[r]], windows[r], host[r]), host[r, 1])
+                )
+            estimate, flag = self._conclude(frame, target, windows[best], host[best], scores.shape[1:])
             estimates.append(estimate)
             learn = flag in (NORMAL, HARD_NEGATIVE) and estimate.state is not TrackState.LOST
             if target.memory is not None and learn:
@@ -504,18 +515,35 @@ class DiMP(Tracker[DiMPTarget]):
             self._update(learners)
         return estimates
 
-    def _search_centers(self, target: DiMPTarget, width: int, height: int) -> list[NDArray[np.float64]]:
-        """Where to look: around the target; for a lost one also at the next places of a scan over the whole image."""
+    def _search_centers(self, frame: Frame, target: DiMPTarget) -> list[NDArray[np.float64]]:
+        """Where to look: around the target; for one lost for a while also where its colours are, and all over."""
         centers = [target.position]
+        count = self.options.redetect_windows
         # At first a hidden target is expected where it vanished: elsewhere there are only look-alikes.
-        if target.candidate or target.monitor.frames_lost <= self.options.redetect_after:
+        if target.candidate or target.monitor.frames_lost <= self.options.redetect_after or count == 0:
             return centers
+        height, width = frame.shape[:2]
         side = target.scale * self.options.image_size
         places = scan_places(width, height, side, float(target.size.max()), target.position)
-        for _ in range(min(self.options.redetect_windows, len(places))):
+        coloured = target.colours.propose(frame, (float(target.size[0]), float(target.size[1])), count - count // 2)
+        centers += [np.array(place) for place in coloured]
+        for _ in range(min(count // 2, len(places))):
             centers.append(places[target.scan % len(places)])
             target.scan += 1
         return centers
+
+    def _found_box(self, target: DiMPTarget, w: Window, row: NDArray[np.float64]) -> Box:
+        """The refined box of one window in image pixels; one of the target's size where there is none."""
+        center, box = row[5:7], row[7:11]
+        if not np.isfinite(box).all():
+            return Box.from_center(float(center[0]), float(center[1]), float(target.size[0]), float(target.size[1]))
+        middle = (box[:2] + box[2:] / 2 - self.options.image_size / 2 + self._half_pixel) * w.scale + np.array(w.center)
+        return Box.from_center(*(float(v) for v in (*middle, *(box[2:] * w.scale))))
+
+    def _alike(self, frame: Frame, target: DiMPTarget, w: Window, row: NDArray[np.float64]) -> bool:
+        """Whether what was found in one window has the target's colours."""
+        found = self._found_box(target, w, row)
+        return target.colours.similarity(frame, found) >= self.options.regain_colour
 
     def _refine(
         self, features: BackboneFeatures, vectors: Modulation, boxes: Tensor, jitter: Tensor
@@ -559,29 +587,29 @@ class DiMP(Tracker[DiMPTarget]):
         return mean, (quality.nan_to_num(-1.0).clamp(-1, 1) + 1) / 2
 
     def _conclude(
-        self, target: DiMPTarget, w: Window, row: NDArray[np.float64], shape: Sequence[int], width: int, height: int
+        self, frame: Frame, target: DiMPTarget, w: Window, row: NDArray[np.float64], shape: Sequence[int]
     ) -> tuple[Estimate, int]:
         """Move the target to what was found in one window, and decide its state."""
         o = self.options
+        height, width = frame.shape[:2]
         flag, peak, second, focus, overlap = int(row[0]), *row[1:5]
-        center, box, scores = row[5:7], row[7:11], row[11:].reshape(*shape)
+        center, scores = row[5:7], row[11:].reshape(*shape)
+        found = self._found_box(target, w, row)
         score = float(np.clip(peak, 0, 1))
         was_lost = target.monitor.state is TrackState.LOST
         exact = o.compat == "off"
         moved = float(np.linalg.norm(center - target.position)) / math.sqrt(target.size.prod())
         suspicious = exact and not was_lost and (moved > o.jump or target.missing >= _VANISHED)
-        if suspicious and score < o.regain_ratio * target.monitor.typical:
+        if (suspicious and score < o.regain_ratio * target.monitor.typical) or (
+            (suspicious or was_lost) and flag != NOT_FOUND and not self._alike(frame, target, w, row)
+        ):
             # Where a target is covered or leaves, the next best peak is a look-alike's.
             flag, score = NOT_FOUND, min(score, o.not_found_threshold / 2)
         target.missing = target.missing + 1 if flag == NOT_FOUND else 0
         if flag != NOT_FOUND and (not was_lost or score >= target.monitor.needed):
-            target.position = center
-            if np.isfinite(box).all():
-                target.position = (box[:2] + box[2:] / 2 - o.image_size / 2 + self._half_pixel) * w.scale + np.array(
-                    w.center
-                )
-                target.size = target.size + (o.size_rate if exact else 1.0) * (box[2:] * w.scale - target.size)
-                target.scale = self._scale(target, width, height)
+            target.position = np.array(found.center)
+            target.size = target.size + (o.size_rate if exact else 1.0) * (np.array(found[2:]) - target.size)
+            target.scale = self._scale(target, width, height)
             target.candidate = was_lost
         elif target.candidate and target.anchor is not None:
             # The candidate did not hold: go on looking where the target was last seen.
@@ -599,6 +627,7 @@ class DiMP(Tracker[DiMPTarget]):
             target.candidate = False
             if target.monitor.frames_since_seen == 0:
                 target.sizes.append(target.size)
+                target.colours.learn(frame, estimate_box, _COLOUR_RATE)
         elif not was_lost:
             if target.sizes:
                 target.size = np.median(target.sizes, 0)
