@@ -158,7 +158,7 @@ class SampleMemory:
     Attributes:
         features: SxCxHxW classification features.
         boxes: Sx4 target boxes in crop pixels.
-        weights: S, summing to one.
+        weights: S, summing to one; a little more where the first frame's samples are held at their share, as published.
         initial: number of first-frame samples, which are never replaced.
         count: number of samples stored.
         newest: index of the last sample added, None while there are only initial ones.
