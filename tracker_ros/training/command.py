@@ -1,31 +1,61 @@
-"""``tracker_ros train RECIPE``: turn images and sequences into weights.
-
-Recipes:
-    distill: a ResNet-18 learns the features of a teacher network (TorchScript) on unlabelled images.
-    dimp18: DiMP's objective on boxes, from the backbone that `distill` left.
-    smoke: `dimp18` on simulated flights from random weights; needs no files and shows that training works.
-"""
+"""``tracker_ros train RECIPE``: turn images and sequences into weights."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
-import torch
 
-from tracker_ros.training.data import ImagePool, add_flights, make_pool, split
-from tracker_ros.training.dimp import DiMPOptions, DiMPTraining
-from tracker_ros.training.distill import Distillation, DistillOptions
-from tracker_ros.training.run import Run, with_settings
+from tracker_ros.training.run import Run
 
-#: Simulated flights are drawn from these seeds on; the ones below are for demonstrations and tests.
-FIRST_SEED = 1000
+
+@dataclass(frozen=True)
+class Recipe:
+    """One thing that can be trained.
+
+    Attributes:
+        builder: ``package.module:function``, imported when the recipe is chosen. The function takes the parsed
+            arguments and returns the run at its start; it raises ValueError or FileNotFoundError where something that
+            it needs is not given or not there.
+        description: one line for the list.
+    """
+
+    builder: str
+    description: str
+
+    def build(self, args: argparse.Namespace) -> Run:
+        """The run that the arguments describe, at its start."""
+        module, _, function = self.builder.partition(":")
+        run = getattr(importlib.import_module(module), function)(args)
+        assert isinstance(run, Run)
+        return run
+
+
+#: Every recipe by its name.
+RECIPES = {
+    "distill": Recipe(
+        "tracker_ros.training.distill:build", "a ResNet-18 learns a teacher network's features on unlabelled images"
+    ),
+    "dimp18": Recipe("tracker_ros.training.dimp:build", "DiMP's objective on boxes, on the backbone of `distill`"),
+    "smoke": Recipe(
+        "tracker_ros.training.dimp:build_smoke", "`dimp18` on simulated flights, from random weights; needs no files"
+    ),
+}
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and the list of recipes as it is laid out."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``tracker_ros train``."""
-    parser.add_argument("recipe", choices=("distill", "dimp18", "smoke"), help="what to train")
+    parser.formatter_class = _Help
+    width = max(map(len, RECIPES)) + 2
+    parser.epilog = "recipes:\n" + "\n".join(f"  {name:<{width}}{r.description}" for name, r in RECIPES.items())
+    parser.add_argument("recipe", choices=tuple(RECIPES), metavar="RECIPE", help="what to train, see below")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, log and weights")
     parser.add_argument("--images", type=Path, help="folder with boxes.csv (image,source,x,y,w,h,label) and jpg/")
     parser.add_argument(
@@ -35,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--loose-sequences", type=Path, nargs="*", default=[], help="sequence folders whose boxes are loose"
     )
     parser.add_argument("--sequence-step", type=int, default=3, help="take every n-th frame of the sequences")
-    parser.add_argument("--flights", type=int, default=0, help="simulated flights to add (dimp18)")
+    parser.add_argument("--flights", type=int, default=0, help="simulated flights to add")
     parser.add_argument("--teacher", type=Path, help="TorchScript feature network (distill; dimp18: keeps stage 3)")
     parser.add_argument("--backbone", type=Path, help="distill.pt of a distill run (dimp18)")
     parser.add_argument(
@@ -52,46 +82,9 @@ def run(args: argparse.Namespace) -> int:
         ValueError: an option that does not exist, or a recipe without the data that it needs.
     """
     cv2.setNumThreads(1)
-    trainer = build(args)
+    trainer = RECIPES[args.recipe].build(args)
     if args.resume:
         trainer.load(trainer.checkpoint)
         print(f"resuming at step {trainer.step}")
     trainer.run()
     return 0
-
-
-def build(args: argparse.Namespace) -> Run:
-    """The run that the arguments describe, at its start."""
-    if args.recipe == "smoke":
-        options = with_settings(
-            DiMPOptions(minutes=2.0, sets=2, box_sets=2, backbone_rate=0.0, validation=4, log_every=5), args.set
-        )
-        pool, held_out = ImagePool(), ImagePool()
-        add_flights(pool, range(FIRST_SEED, FIRST_SEED + 2), 12)
-        add_flights(held_out, range(FIRST_SEED + 2, FIRST_SEED + 3), 12)
-        return DiMPTraining(pool, held_out, args.out, options)
-    needed = {"--images": args.images}
-    if args.recipe == "distill":
-        needed["--teacher"] = args.teacher
-    unset = [name for name, value in needed.items() if value is None]
-    if unset:
-        raise ValueError(f"recipe '{args.recipe}' needs {' and '.join(unset)}")
-    missing = [str(f) for f in (args.teacher, args.backbone) if f is not None and not f.is_file()]
-    missing += [
-        str(d) for d in (args.images, *args.sequences, *args.loose_sequences) if d is not None and not d.is_dir()
-    ]
-    if missing:
-        raise FileNotFoundError("training data not found: " + ", ".join(missing))
-    if args.recipe == "distill":
-        distill_options = with_settings(DistillOptions(), args.set)
-        pool = make_pool(args.images, args.sequences, args.loose_sequences, args.sequence_step)
-        teacher = torch.jit.load(str(args.teacher), map_location="cpu")
-        return Distillation(pool, teacher, args.out, distill_options)
-    options = with_settings(DiMPOptions(), args.set)
-    pool, held_out = split(make_pool(args.images, args.sequences, args.loose_sequences, args.sequence_step))
-    add_flights(pool, range(FIRST_SEED, FIRST_SEED + args.flights), 40)
-    distilled = None
-    if args.backbone is not None:
-        distilled = torch.load(args.backbone, map_location="cpu", weights_only=True)
-    teacher = None if args.teacher is None else torch.jit.load(str(args.teacher), map_location="cpu")
-    return DiMPTraining(pool, held_out, args.out, options, distilled, teacher)

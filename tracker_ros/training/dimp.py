@@ -6,6 +6,7 @@ rate while the teacher's features hold it in place.
 
 from __future__ import annotations
 
+import argparse
 import json
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -19,11 +20,12 @@ from torch import Tensor, nn
 
 from tracker_ros import weights
 from tracker_ros.geometry.boxes import pairwise_iou
-from tracker_ros.networks.dimp import DIMP18, DiMPNet, normalise
+from tracker_ros.networks.dimp import DIMP18, DiMPNet
 from tracker_ros.networks.filter_optimizer import apply_filter
 from tracker_ros.networks.iou_net import BINS, STRIDES, BoxRefiner, IoUFeatures, IoUNet, Modulation
+from tracker_ros.networks.resnet import normalise
 from tracker_ros.networks.roi_pooling import bin_edges, bin_weights
-from tracker_ros.training.data import ImagePool
+from tracker_ros.training.data import ImagePool, add_flights
 from tracker_ros.training.distill import (
     TEACHER_CHANNELS,
     TEACHER_MEAN,
@@ -32,8 +34,9 @@ from tracker_ros.training.distill import (
     relation_loss,
     standardise,
 )
+from tracker_ros.training.inputs import FIRST_SEED, read_distilled, read_pools, read_teacher, require
 from tracker_ros.training.losses import classification_loss, gaussian_labels, iou_loss
-from tracker_ros.training.run import Run, RunOptions, channels_last
+from tracker_ros.training.run import Run, RunOptions, channels_last, with_settings
 from tracker_ros.training.sets import FrameSet, SetOptions, SetSampler, proposals
 
 
@@ -439,3 +442,22 @@ def refine(
         current[..., 2:].clamp_(min=1.0)
     best = overlap.topk(3, 1).indices
     return current.gather(1, best[..., None].expand(-1, -1, 4)).mean(1).numpy().astype(np.float32)
+
+
+def build(args: argparse.Namespace) -> DiMPTraining:
+    """The recipe `dimp18`."""
+    require(args, "--images")
+    options = with_settings(DiMPOptions(), args.set)
+    pool, held_out = read_pools(args)
+    return DiMPTraining(pool, held_out, args.out, options, read_distilled(args), read_teacher(args))
+
+
+def build_smoke(args: argparse.Namespace) -> DiMPTraining:
+    """The recipe `smoke`: simulated flights alone, and the whole network from random weights."""
+    options = with_settings(
+        DiMPOptions(minutes=2.0, sets=2, box_sets=2, backbone_rate=0.0, validation=4, log_every=5), args.set
+    )
+    pool, held_out = ImagePool(), ImagePool()
+    add_flights(pool, range(FIRST_SEED, FIRST_SEED + 2), 12)
+    add_flights(held_out, range(FIRST_SEED + 2, FIRST_SEED + 3), 12)
+    return DiMPTraining(pool, held_out, args.out, options)

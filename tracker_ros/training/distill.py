@@ -7,6 +7,7 @@ two different crops of one image, because that similarity is what a tracker corr
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tracker_ros.networks.dimp import normalise
-from tracker_ros.networks.resnet import RESNET18, ResNet
+from tracker_ros.networks.resnet import RESNET18, ResNet, normalise
 from tracker_ros.training.augment import View, cut, photometric
 from tracker_ros.training.data import Image, ImagePool
-from tracker_ros.training.run import Run, RunOptions, channels_last
+from tracker_ros.training.inputs import read_pool, read_teacher, require
+from tracker_ros.training.run import Run, RunOptions, channels_last, with_settings
 
 #: Mean colour that the teacher expects to be removed, RGB 0..255, and the channels of its three feature maps.
 TEACHER_MEAN = (123.675, 116.28, 103.53)
@@ -204,3 +205,12 @@ class Distillation(Run):
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """The statistics of the teacher's features."""
         self.statistics = [(mean, deviation) for mean, deviation in state["statistics"]]
+
+
+def build(args: argparse.Namespace) -> Distillation:
+    """The recipe `distill`."""
+    require(args, "--images", "--teacher")
+    options = with_settings(DistillOptions(), args.set)
+    teacher = read_teacher(args)
+    assert teacher is not None
+    return Distillation(read_pool(args), teacher, args.out, options)

@@ -1,0 +1,60 @@
+"""What the recipes' builders share: the data and files that the arguments of ``tracker_ros train`` name."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tracker_ros.training.data import ImagePool, add_flights, make_pool, split
+
+#: Simulated flights are drawn from these seeds on; the ones below are for demonstrations and tests.
+FIRST_SEED = 1000
+#: Frames of a flight that is added to the training images.
+FLIGHT_FRAMES = 40
+
+
+def require(args: argparse.Namespace, *names: str) -> None:
+    """Check that the recipe's arguments `names` (``--images``) are given, and that every file and folder named exists.
+
+    Raises:
+        ValueError: an argument is not given.
+        FileNotFoundError: names all that is missing, before anything is read.
+    """
+    unset = [name for name in names if not getattr(args, name.removeprefix("--").replace("-", "_"))]
+    if unset:
+        raise ValueError(f"recipe '{args.recipe}' needs {' and '.join(unset)}")
+    missing = [str(f) for f in (args.teacher, args.backbone) if f is not None and not f.is_file()]
+    folders: Sequence[Path | None] = (args.images, *args.sequences, *args.loose_sequences)
+    missing += [str(d) for d in folders if d is not None and not d.is_dir()]
+    if missing:
+        raise FileNotFoundError("training data not found: " + ", ".join(missing))
+
+
+def read_pool(args: argparse.Namespace) -> ImagePool:
+    """All the images that the arguments name."""
+    return make_pool(args.images, args.sequences, args.loose_sequences, args.sequence_step)
+
+
+def read_pools(args: argparse.Namespace) -> tuple[ImagePool, ImagePool]:
+    """The images to train on, with the simulated flights, and those held out, which no step ever sees."""
+    pool, held_out = split(read_pool(args))
+    add_flights(pool, range(FIRST_SEED, FIRST_SEED + args.flights), FLIGHT_FRAMES)
+    return pool, held_out
+
+
+def read_teacher(args: argparse.Namespace) -> nn.Module | None:
+    """The TorchScript network that ``--teacher`` names, on the CPU; None where there is no such argument."""
+    return None if args.teacher is None else torch.jit.load(str(args.teacher), map_location="cpu")
+
+
+def read_distilled(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The checkpoint of a `distill` run that ``--backbone`` names; None where there is no such argument."""
+    if args.backbone is None:
+        return None
+    state: dict[str, Any] = torch.load(args.backbone, map_location="cpu", weights_only=True)
+    return state
