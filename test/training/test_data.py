@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tracker_ros.geometry.boxes import Box, iou
-from tracker_ros.training.augment import View, blur, cut, map_box, paste, photometric, soft_ellipse
+from tracker_ros.training.augment import FramePlan, Layer, View, cut, map_box, paste, photometric, render, soft_ellipse
 from tracker_ros.training.data import (
     ImagePool,
     TrainingImage,
@@ -127,10 +127,9 @@ def test_soft_ellipse_is_one_inside_and_zero_in_the_corners() -> None:
 
 def test_photometric_keeps_shape_and_type(texture: np.ndarray) -> None:
     for seed in range(30):
-        rng = np.random.default_rng(seed)
-        for result in (photometric(texture, rng), blur(texture, rng)):
-            assert result.shape == texture.shape
-            assert result.dtype == np.uint8
+        result = photometric(texture, np.random.default_rng(seed))
+        assert result.shape == texture.shape
+        assert result.dtype == np.uint8
 
 
 def _sampler(**changes: float) -> SetSampler:
@@ -167,22 +166,36 @@ def test_only_test_frames_lack_the_target() -> None:
 
 
 def test_look_alikes_leave_the_middle_of_the_target_alone() -> None:
-    plain, crowded = _sampler(distractors=0.0), _sampler(distractors=1.0)
-    crop = np.zeros((288, 288, 3), np.uint8)
+    sampler = _sampler(distractors=1.0)
+    nothing = TrainingImage([np.zeros((288, 288, 3), np.uint8)], np.zeros((0, 4), np.float32), "test", "black")
     place = np.array([120, 120, 50, 50], np.float32)
+    layers = [Layer.whole(4, View((144, 144), 288), 288)]
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        for look in crowded._look_alikes(rng):
-            plain._paste_look_alike(crop, look, place, rng)
+        for look in sampler._look_alikes(rng):
+            layers += sampler._place_look_alike(look, place, rng)
+    crop = render([*sampler.pool.images, nothing], FramePlan(tuple(layers)), 288)
     assert crop[135:155, 135:155].sum() == 0
     assert (crop > 0).mean() > 0.2
+
+
+def test_a_piece_fills_its_region_with_its_view() -> None:
+    image = _image(boxes=[[150, 100, 60, 40]])
+    image.levels = [np.zeros((300, 400, 3), np.uint8)]
+    image.levels[0][100:140, 150:180] = 255  # the left half of the box
+    view = View((180, 120), np.sqrt(60 * 40), aspect=np.sqrt(60 / 40), flip=True)
+    ground = Layer(0, np.array([[1.0, 0, 0], [0, 1, 0]]), (0, 0, 96, 96))  # black: the image's upper left corner
+    crop = render([image], FramePlan((ground, Layer.piece(0, view, (20, 30, 30, 40), ellipse=False))), 96)
+    assert crop[31:69, 36:49].min() == 255  # mirrored: the right half of the region
+    assert crop[:, :34].max() == 0
+    assert crop[:29].max() == crop[71:].max() == 0
 
 
 def test_video_sets_take_training_frames_before_test_frames() -> None:
     images = [_image(seed=i) for i in range(12)]
     sampler = SetSampler(ImagePool(images, [list(range(12))]), SetOptions(segment=12))
     for seed in range(20):
-        chosen = [int(image.name.split(".")[0]) for image, _ in sampler._from_video(np.random.default_rng(seed))]
+        chosen = [index for index, _ in sampler._from_video(np.random.default_rng(seed))]
         assert max(chosen[:2]) < 6 <= min(chosen[2:])
 
 

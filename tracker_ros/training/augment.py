@@ -1,8 +1,13 @@
-"""Random crops and photometric changes. Every function draws only from the generator that it is given."""
+"""Random crops and photometric changes. Every function draws only from the generator that it is given.
+
+What a crop shows is drawn first, as a `FramePlan`, and made into pixels later: by `render` with OpenCV, or on a GPU by
+`tracker_ros.training.device`. Both make the same picture of the same plan.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -42,20 +47,43 @@ class View:
         return np.hstack([linear, shift[:, None]])
 
 
-def cut(image: TrainingImage, view: View, size: int, border: int = cv2.BORDER_REPLICATE) -> Image:
-    """Cut `view` from `image` as a `size` x `size` crop, from the pyramid level that needs no more than halving."""
-    matrix = view.matrix(size)
-    shrink = view.side / size
-    level = int(np.clip(np.floor(np.log2(max(shrink, 1.0))), 0, len(image.levels) - 1))
-    source = image.levels[level]
+def cut(
+    image: TrainingImage,
+    view: View,
+    size: int,
+    border: int = cv2.BORDER_REPLICATE,
+    fill: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> Image:
+    """Cut `view` from `image` as a `size` x `size` crop, from the pyramid level that needs no more than halving.
+
+    `border` is OpenCV's rule for what lies beyond the image, `fill` the BGR colour of cv2.BORDER_CONSTANT.
+    """
+    return warp(image, view.matrix(size), size, size, border, fill)
+
+
+def level_of(matrix: Matrix, levels: int) -> int:
+    """The coarsest of `levels` pyramid levels that a 2x3 `matrix` from image to crop need not magnify."""
+    shrink = 1 / np.sqrt(abs(matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0]))
+    return int(np.clip(np.floor(np.log2(max(shrink, 1.0)) + 1e-9), 0, levels - 1))
+
+
+def warp(
+    image: TrainingImage,
+    matrix: Matrix,
+    width: int,
+    height: int,
+    border: int = cv2.BORDER_REPLICATE,
+    fill: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> Image:
+    """`image` through the 2x3 `matrix` (image pixels to crop pixels), a `height` x `width` crop; rest as in `cut`."""
+    source = image.levels[level_of(matrix, len(image.levels))]
     factor_x, factor_y = image.size[0] / source.shape[1], image.size[1] / source.shape[0]
     linear = matrix[:, :2] @ np.diag([factor_x, factor_y])
     # Box coordinates put a pixel's area at [i, i + 1]; OpenCV puts its centre at i.
     shift = matrix[:, 2] + linear @ np.array([0.5, 0.5]) - 0.5
     full = np.hstack([linear, shift[:, None]])
-    return cv2.warpAffine(source, full, (size, size), flags=cv2.INTER_LINEAR, borderMode=border).astype(
-        np.uint8, copy=False
-    )
+    crop = cv2.warpAffine(source, full, (width, height), flags=cv2.INTER_LINEAR, borderMode=border, borderValue=fill)
+    return crop.astype(np.uint8, copy=False)
 
 
 def map_box(box: NDArray[np.float32], view: View, size: int) -> NDArray[np.float32]:
@@ -103,31 +131,136 @@ def colour_matrix(rng: np.random.Generator, strength: float = 1.0) -> Matrix:
     return np.hstack([mix, (110 * (1 - gain) + offset)[:, None]])
 
 
-def photometric(image: Image, rng: np.random.Generator, strength: float = 1.0) -> Image:
+@dataclass(frozen=True)
+class Photometric:
+    """Changes of a crop's pixels, in this order.
+
+    Attributes:
+        colour: 3x4 matrix on BGR, as `colour_matrix` draws it; none leaves the colours.
+        sigma: standard deviation of a Gaussian blur in pixels, 0 for none.
+        motion: KxK kernel of a motion blur, K odd and at most `LONGEST_MOTION`.
+        noise: standard deviation of white noise in grey levels, 0 for none.
+        noise_seed: of the noise.
+        quality: JPEG quality to encode with, 0 for none.
+    """
+
+    colour: Matrix | None = None
+    sigma: float = 0.0
+    motion: NDArray[np.float32] | None = None
+    noise: float = 0.0
+    noise_seed: int = 0
+    quality: int = 0
+
+    def apply(self, image: Image) -> Image:
+        """The changed image, HxWx3 uint8 BGR."""
+        result = image
+        if self.colour is not None:
+            result = cv2.transform(result, self.colour).astype(np.uint8, copy=False)
+        if self.sigma > 0:
+            result = cv2.GaussianBlur(result, (0, 0), self.sigma).astype(np.uint8, copy=False)
+        if self.motion is not None:
+            result = cv2.filter2D(result, -1, self.motion).astype(np.uint8, copy=False)
+        if self.noise > 0:
+            noise = np.random.default_rng(self.noise_seed).standard_normal(result.shape, np.float32)
+            result = np.clip(result + noise * np.float32(self.noise), 0, 255).astype(np.uint8)
+        if self.quality > 0:
+            encoded = cv2.imencode(".jpg", result, [cv2.IMWRITE_JPEG_QUALITY, self.quality])[1]
+            result = cv2.imdecode(encoded, cv2.IMREAD_COLOR).astype(np.uint8, copy=False)
+        return result
+
+
+#: Largest side of a motion blur's kernel, and largest deviation of a Gaussian blur, in pixels.
+LONGEST_MOTION, WIDEST_BLUR = 13, 2.0
+
+
+def draw_photometric(rng: np.random.Generator, strength: float = 1.0) -> Photometric:
     """Contrast, brightness, colour, blur, noise and JPEG artefacts, each at random."""
-    result = image
-    if rng.random() < 0.85:
-        result = cv2.transform(result, colour_matrix(rng, strength)).astype(np.uint8, copy=False)
+    colour = colour_matrix(rng, strength) if rng.random() < 0.85 else None
+    sigma, motion = 0.0, None
     if rng.random() < 0.2:
-        result = blur(result, rng)
+        if rng.random() < 0.5:
+            sigma = float(rng.uniform(0.5, WIDEST_BLUR))
+        else:
+            motion = motion_kernel(int(rng.integers(3, LONGEST_MOTION + 1)) | 1, float(rng.uniform(0, np.pi)))
+    noise, seed = 0.0, 0
     if rng.random() < 0.1:
-        noise = rng.standard_normal(result.shape, np.float32) * np.float32(rng.uniform(2, 12))
-        result = np.clip(result + noise, 0, 255).astype(np.uint8)
-    if rng.random() < 0.1:
-        encoded = cv2.imencode(".jpg", result, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(20, 70))])[1]
-        result = cv2.imdecode(encoded, cv2.IMREAD_COLOR).astype(np.uint8, copy=False)
-    return result
+        noise, seed = float(rng.uniform(2, 12)), int(rng.integers(2**31))
+    quality = int(rng.integers(20, 70)) if rng.random() < 0.1 else 0
+    return Photometric(colour, sigma, motion, noise, seed, quality)
 
 
-def blur(image: Image, rng: np.random.Generator) -> Image:
-    """Gaussian blur, or the blur of a straight motion of 3 to 13 pixels."""
-    if rng.random() < 0.5:
-        return cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.5, 2.0))).astype(np.uint8, copy=False)
-    length = int(rng.integers(3, 14)) | 1
+def photometric(image: Image, rng: np.random.Generator, strength: float = 1.0) -> Image:
+    """`image` changed as `draw_photometric` says."""
+    return draw_photometric(rng, strength).apply(image)
+
+
+def motion_kernel(length: int, angle: float) -> NDArray[np.float32]:
+    """`length` x `length` kernel (odd) of a straight motion over that many pixels in direction `angle` (radians)."""
     kernel = np.zeros((length, length), np.float32)
-    angle = rng.uniform(0, np.pi)
     middle = length // 2
     dx, dy = np.cos(angle) * middle, np.sin(angle) * middle
     start = (round(middle - dx), round(middle - dy))
     cv2.line(kernel, start, (round(middle + dx), round(middle + dy)), 1.0)
-    return cv2.filter2D(image, -1, kernel / kernel.sum()).astype(np.uint8, copy=False)
+    return kernel / kernel.sum()
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A view of one image that is laid over a rectangle of a crop.
+
+    Attributes:
+        image: index of the image in the pool.
+        matrix: 2x3, pixels of the image to pixels of the crop.
+        region: (x, y, w, h) of the rectangle, whole pixels of the crop; it may reach beyond the crop.
+        ellipse: lay it over as `soft_ellipse` weighs, not wholly.
+    """
+
+    image: int
+    matrix: Matrix
+    region: tuple[int, int, int, int]
+    ellipse: bool = False
+
+    @classmethod
+    def whole(cls, image: int, view: View, size: int) -> Layer:
+        """A layer that fills a crop."""
+        return cls(image, view.matrix(size), (0, 0, size, size))
+
+    @classmethod
+    def piece(cls, image: int, view: View, region: tuple[int, int, int, int], ellipse: bool) -> Layer:
+        """`view`, stretched to fill `region`."""
+        x, y, w, h = region
+        matrix = np.array([[w], [h]]) * view.matrix(1) + np.array([[0, 0, x], [0, 0, y]])
+        return cls(image, matrix, region, ellipse)
+
+
+@dataclass(frozen=True)
+class FramePlan:
+    """What one crop shows.
+
+    Attributes:
+        layers: from the ground, which fills the crop, to the top.
+        illumination: 3x4 matrix on BGR that all frames of a set share.
+        look: changes of the finished crop.
+    """
+
+    layers: tuple[Layer, ...]
+    illumination: Matrix | None = None
+    look: Photometric = field(default_factory=Photometric)
+
+
+def render(images: Sequence[TrainingImage], plan: FramePlan, size: int) -> Image:
+    """The `size` x `size` crop that `plan` describes, HxWx3 uint8 BGR."""
+    ground = plan.layers[0]
+    crop = warp(images[ground.image], ground.matrix, size, size)
+    for layer in plan.layers[1:]:
+        x, y, w, h = layer.region
+        left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, size), min(y + h, size)
+        if right <= left or bottom <= top:
+            continue
+        matrix = layer.matrix - np.array([[0, 0, left], [0, 0, top]])
+        patch = warp(images[layer.image], matrix, right - left, bottom - top)
+        mask = soft_ellipse(w, h) if layer.ellipse else np.ones((h, w), np.float32)
+        paste(crop, patch, left, top, mask[top - y : bottom - y, left - x : right - x])
+    if plan.illumination is not None:
+        crop = cv2.transform(crop, plan.illumination).astype(np.uint8, copy=False)
+    return plan.look.apply(crop)

@@ -11,12 +11,11 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tracker_ros.training.augment import View, colour_matrix, cut, map_box, paste, photometric, soft_ellipse
-from tracker_ros.training.data import Image, ImagePool, TrainingImage
+from tracker_ros.training.augment import FramePlan, Layer, View, colour_matrix, draw_photometric, map_box, render
+from tracker_ros.training.data import ImagePool, TrainingImage
 
 
 @dataclass(frozen=True)
@@ -61,13 +60,27 @@ class SetOptions:
 
 
 @dataclass
+class SetPlan:
+    """One pair of sets before its pixels are made; the first `train_frames` entries are M_train, the others M_test.
+
+    Attributes:
+        frames: N plans.
+        boxes: Nx4 float32, (x, y, w, h) in pixels of the crop.
+        present: N bool; False where the target is not in the crop (its box means nothing).
+    """
+
+    frames: list[FramePlan]
+    boxes: NDArray[np.float32]
+    present: NDArray[np.bool_]
+
+
+@dataclass
 class FrameSet:
-    """One pair of sets; the first `train_frames` entries are M_train, the others M_test.
+    """A `SetPlan` with pixels.
 
     Attributes:
         crops: NxSxSx3 uint8, BGR.
-        boxes: Nx4 float32, (x, y, w, h) in pixels of the crop.
-        present: N bool; False where the target is not in the crop (its box means nothing).
+        boxes, present: as in `SetPlan`.
     """
 
     crops: NDArray[np.uint8]
@@ -76,9 +89,9 @@ class FrameSet:
 
 
 class _Targets(NamedTuple):
-    """An image, its usable boxes and the probability of each."""
+    """An image (its index in the pool), its usable boxes and the probability of each."""
 
-    image: TrainingImage
+    image: int
     boxes: NDArray[np.float32]
     weights: NDArray[np.float64]
 
@@ -91,7 +104,7 @@ def _wholeness(image: TrainingImage, box: NDArray[np.float32]) -> float:
 
 
 class SetSampler:
-    """Draws sets from a pool; `draw` is a function of the generator alone.
+    """Draws sets from a pool; `plan` and `draw` are functions of the generator alone.
 
     Args:
         pool: the images.
@@ -112,7 +125,7 @@ class SetSampler:
             keep = [number for number, box in enumerate(image.boxes) if self._usable(image, box)]
             if keep:
                 weights = np.array([_wholeness(image, image.boxes[number]) for number in keep])
-                self.targets.append(_Targets(image, image.boxes[keep], weights / weights.sum()))
+                self.targets.append(_Targets(index, image.boxes[keep], weights / weights.sum()))
         self.videos: list[list[int]] = []
         for sequence in pool.sequences:
             kept = [i for i in sequence if len(pool.images[i].boxes)]
@@ -133,40 +146,46 @@ class SetSampler:
 
     def draw(self, rng: np.random.Generator) -> FrameSet:
         """One random pair of sets."""
+        plan = self.plan(rng)
+        crops = [render(self.pool.images, frame, self.options.size) for frame in plan.frames]
+        return FrameSet(np.stack(crops), plan.boxes, plan.present)
+
+    def plan(self, rng: np.random.Generator) -> SetPlan:
+        """One random pair of sets, without its pixels."""
         o = self.options
         if self.videos and (not self.targets or rng.random() < o.videos):
             frames = self._from_video(rng)
         else:
             frames = [self._target(rng)] * (o.train_frames + o.test_frames)
         flip = bool(rng.random() < 0.5)
-        common = colour_matrix(rng) if rng.random() < 0.5 else None
+        illumination = colour_matrix(rng) if rng.random() < 0.5 else None
         transplant = bool(rng.random() < o.transplant)
         looks = self._look_alikes(rng) if transplant or rng.random() < o.distractors else []
-        crops, found, present = [], [], []
+        plans, places, present = [], [], []
         for number, (image, box) in enumerate(frames):
             test = number >= o.train_frames
             absent = bool(test and self.targets and rng.random() < o.absent)
             if absent:
                 image, box = self._target(rng)
             view = self._view(box, test, flip, rng)
-            crop, place = self._crop(image, box, view, transplant and not absent, rng)
+            place = map_box(box, view, o.size)
+            target = Layer.whole(image, view, o.size)
+            layers = self._transplanted(target, place, rng) if transplant and not absent else [target]
             for look in looks:
-                self._paste_look_alike(crop, look, place, rng)
+                layers += self._place_look_alike(look, place, rng)
             if test and not absent and rng.random() < o.occluder:
-                self._occlude(crop, place, rng)
-            if common is not None:
-                crop = cv2.transform(crop, common).astype(np.uint8, copy=False)
-            crops.append(photometric(crop, rng, 0.6))
-            found.append(place)
+                layers.append(self._occluder(place, rng))
+            plans.append(FramePlan(tuple(layers), illumination, draw_photometric(rng, 0.6)))
+            places.append(place)
             present.append(not absent)
-        return FrameSet(np.stack(crops), np.stack(found).astype(np.float32), np.asarray(present))
+        return SetPlan(plans, np.stack(places).astype(np.float32), np.asarray(present))
 
-    def _target(self, rng: np.random.Generator) -> tuple[TrainingImage, NDArray[np.float32]]:
+    def _target(self, rng: np.random.Generator) -> tuple[int, NDArray[np.float32]]:
         """A random image and one of its boxes."""
         found = self.targets[int(rng.integers(len(self.targets)))]
         return found.image, found.boxes[int(rng.choice(len(found.boxes), p=found.weights))]
 
-    def _from_video(self, rng: np.random.Generator) -> list[tuple[TrainingImage, NDArray[np.float32]]]:
+    def _from_video(self, rng: np.random.Generator) -> list[tuple[int, NDArray[np.float32]]]:
         """Frames of the first half of a random segment for training, of the second half for testing."""
         o = self.options
         video = self.videos[int(rng.integers(len(self.videos)))]
@@ -175,8 +194,8 @@ class SetSampler:
         half = max(length // 2, 1)
         first = rng.integers(start, start + half, o.train_frames)
         second = rng.integers(start + half, start + length, o.test_frames) if length > half else first[:1]
-        images = [self.pool.images[video[int(i)]] for i in [*first, *np.resize(second, o.test_frames)]]
-        return [(image, image.boxes[0]) for image in images]
+        indices = [video[int(i)] for i in [*first, *np.resize(second, o.test_frames)]]
+        return [(index, self.pool.images[index].boxes[0]) for index in indices]
 
     def _view(self, box: NDArray[np.float32], test: bool, flip: bool, rng: np.random.Generator) -> View:
         o = self.options
@@ -196,30 +215,28 @@ class SetSampler:
             flip=flip,
         )
 
-    def _crop(
-        self, image: TrainingImage, box: NDArray[np.float32], view: View, transplant: bool, rng: np.random.Generator
-    ) -> tuple[Image, NDArray[np.float32]]:
-        """The crop and the target's box in it; with `transplant` the target lies on another place or image."""
+    def _any_image(self, rng: np.random.Generator) -> tuple[int, int, int]:
+        """Index, width and height of a random image."""
+        index = int(rng.integers(len(self.pool)))
+        return index, *self.pool.images[index].size
+
+    def _transplanted(self, target: Layer, place: NDArray[np.float32], rng: np.random.Generator) -> list[Layer]:
+        """The target on another place or image."""
         size = self.options.size
-        crop = cut(image, view, size)
-        place = map_box(box, view, size)
-        if not transplant:
-            return crop, place
-        other = image if rng.random() < 0.3 else self.pool.images[int(rng.integers(len(self.pool)))]
-        width, height = other.size
+        image, width, height = self._any_image(rng)
+        if rng.random() < 0.3:
+            image = target.image
+            width, height = self.pool.images[image].size
         side = math.sqrt(width * height) * float(rng.uniform(0.4, 1.1))
         centre = (float(rng.uniform(0.25, 0.75)) * width, float(rng.uniform(0.25, 0.75)) * height)
-        ground = cut(other, View(centre, side, flip=bool(rng.random() < 0.5)), size)
+        ground = View(centre, side, flip=bool(rng.random() < 0.5))
         x, y, w, h = (round(float(v)) for v in place)
-        left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, size), min(y + h, size)
-        if right - left < 4 or bottom - top < 4:
-            return crop, place
-        mask = soft_ellipse(w, h)[top - y : bottom - y, left - x : right - x]
-        paste(ground, crop[top:bottom, left:right], left, top, mask)
-        return ground, place
+        if min(x + w, size) - max(x, 0) < 4 or min(y + h, size) - max(y, 0) < 4:
+            return [target]
+        return [Layer.whole(image, ground, size), Layer(target.image, target.matrix, (x, y, w, h), ellipse=True)]
 
-    def _look_alikes(self, rng: np.random.Generator) -> list[tuple[Image, float]]:
-        """One or two objects as patches that fill their box, with a zoom relative to the target."""
+    def _look_alikes(self, rng: np.random.Generator) -> list[tuple[int, View, float]]:
+        """One or two objects: image, the view that their box fills, and the zoom relative to the target."""
         found = []
         for _ in range(int(rng.integers(1, 3))):
             if not self.targets:
@@ -228,28 +245,27 @@ class SetSampler:
             x, y, w, h = (float(value) for value in box)
             side = math.sqrt(w * h)
             view = View((x + w / 2, y + h / 2), side, aspect=math.sqrt(w / h), flip=bool(rng.random() < 0.5))
-            found.append((cut(image, view, 96), math.exp(rng.normal(0.0, 0.25))))
+            found.append((image, view, math.exp(rng.normal(0.0, 0.25))))
         return found
 
-    def _paste_look_alike(
-        self, crop: Image, look: tuple[Image, float], place: NDArray[np.float32], rng: np.random.Generator
-    ) -> None:
-        """Put a look-alike of about the target's size beside the target, never over its middle."""
-        patch, zoom = look
+    def _place_look_alike(
+        self, look: tuple[int, View, float], place: NDArray[np.float32], rng: np.random.Generator
+    ) -> list[Layer]:
+        """A look-alike of about the target's size beside the target, not over its middle; none if there is no room."""
+        image, view, zoom = look
         w, h = (max(8, round(float(v) * zoom)) for v in place[2:])
         centre = place[:2] + place[2:] / 2
         for _ in range(8):
             at = rng.uniform(0.08, 0.92, 2) * self.options.size
             gap = np.abs(at - centre) / (0.5 * (place[2:] + np.array([w, h])))
             if gap.max() > 0.9:
-                resized = cv2.resize(patch, (w, h), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
-                paste(crop, resized, round(float(at[0] - w / 2)), round(float(at[1] - h / 2)), soft_ellipse(w, h))
-                return
+                region = (round(float(at[0] - w / 2)), round(float(at[1] - h / 2)), w, h)
+                return [Layer.piece(image, view, region, ellipse=True)]
+        return []
 
-    def _occlude(self, crop: Image, place: NDArray[np.float32], rng: np.random.Generator) -> None:
-        """Cover 20 to 55 % of the target from one side with a piece of another image."""
-        other = self.pool.images[int(rng.integers(len(self.pool)))]
-        width, height = other.size
+    def _occluder(self, place: NDArray[np.float32], rng: np.random.Generator) -> Layer:
+        """A piece of another image that covers 20 to 55 % of the target from one side."""
+        image, width, height = self._any_image(rng)
         share = float(rng.uniform(0.2, 0.55))
         x, y, w, h = (float(value) for value in place)
         side = int(rng.integers(4))
@@ -260,9 +276,8 @@ class SetSampler:
             size = (max(4, round(w * 1.3)), max(4, round(h * share)))
             corner = (x - 0.15 * w, y if side == 2 else y + h - size[1])
         centre = (float(rng.uniform(0.2, 0.8)) * width, float(rng.uniform(0.2, 0.8)) * height)
-        patch = cut(other, View(centre, 0.3 * math.sqrt(width * height)), 96)
-        resized = cv2.resize(patch, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
-        paste(crop, resized, round(corner[0]), round(corner[1]), np.ones((size[1], size[0]), np.float32))
+        view = View(centre, 0.3 * math.sqrt(width * height))
+        return Layer.piece(image, view, (round(corner[0]), round(corner[1]), *size), ellipse=False)
 
 
 def proposals(
