@@ -12,9 +12,10 @@ import torch
 
 from tracker_ros import weights
 from tracker_ros.geometry.boxes import Box
-from tracker_ros.networks.dimp import DiMPNet, normalise
+from tracker_ros.networks.dimp import DiMPNet
 from tracker_ros.networks.filter_optimizer import apply_filter
 from tracker_ros.networks.iou_net import BoxRefiner, Modulation
+from tracker_ros.networks.resnet import normalise
 from tracker_ros.trackers.dimp import FLAGS, PRESETS, DiMP, DiMPTarget, RandomDraws, localize
 
 ITERATED = 1e-3  # tolerance after ten optimizer iterations or five box refinements

@@ -1,13 +1,17 @@
 """Weights: load, check, save, and import published checkpoints. Weights are data; nothing in a file is executed.
 
 A weights file is safetensors with float16 or float32 tensors and, as metadata, the format, the network and where the
-weights come from. Published checkpoints are pickles; they are read by an unpickler that can build tensors and plain
-containers and nothing else.
+weights come from. The file of a compact network names the shared backbone that it was trained on, and holds the rest;
+the backbone lies in a file of its own beside it, or among the shipped weights.
+
+Published checkpoints are pickles; they are read by an unpickler that can build tensors and plain containers and
+nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import math
 import os
@@ -53,7 +57,9 @@ def shipped(network: str) -> Path:
     return models_directory() / f"{network}.safetensors"
 
 
-def save(path: str | Path, module: nn.Module, network: str, origin: str, half: bool = True) -> None:
+def save(
+    path: str | Path, module: nn.Module, network: str, origin: str, half: bool = True, backbone: str | None = None
+) -> None:
     """Write a module's parameters and buffers.
 
     Args:
@@ -62,6 +68,8 @@ def save(path: str | Path, module: nn.Module, network: str, origin: str, half: b
         network: its name (``dimp18``), checked when the file is loaded.
         origin: where the weights come from, for people.
         half: store float16, which halves the file; values are float32 again when loaded.
+        backbone: name of the shared weights (``backbone18``) that ``module.backbone`` has. They are not written; what
+            the file keeps of them is a fingerprint.
     """
     tensors = {}
     for key, value in module.state_dict().items():
@@ -79,18 +87,38 @@ def save(path: str | Path, module: nn.Module, network: str, origin: str, half: b
             value = value.half()
         tensors[key] = value.contiguous()
     metadata = {"format": FORMAT, "network": network, "origin": origin}
+    if backbone is not None:
+        shared = {key: value for key, value in tensors.items() if key.startswith(_SHARED)}
+        tensors = {key: value for key, value in tensors.items() if key not in shared}
+        metadata |= {"backbone": backbone, "fingerprint": _fingerprint(shared)}
     save_file(tensors, str(path), metadata=metadata)
 
 
-def load(path: str | Path, module: nn.Module, network: str) -> None:
-    """Load a weights file into a module; all or nothing, every value checked.
+#: What the keys of a shared backbone begin with.
+_SHARED = "backbone."
+
+
+def _fingerprint(shared: Mapping[str, Tensor]) -> str:
+    """Checksum of a shared backbone as it is stored (keys ``backbone.*``)."""
+    digest = hashlib.sha256()
+    for key in sorted(shared):
+        digest.update(key.encode())
+        digest.update(shared[key].contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def network_of(path: str | Path) -> str:
+    """Name of the network that a weights file belongs to; "" where the file does not say.
 
     Raises:
         WeightsMissing: no such file.
-        WeightsError: not a weights file, another network's, tensors missing, surplus or of another shape, or values
-            that are not finite.
+        WeightsError: not a weights file.
     """
-    path = Path(path)
+    return _read(Path(path), "NETWORK")[0].get("network", "")
+
+
+def _read(path: Path, network: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a weights file, as stored."""
     if not path.is_file():
         raise WeightsMissing(
             f"weights missing: {path} does not exist; give a .safetensors file, or import a published checkpoint with "
@@ -98,19 +126,54 @@ def load(path: str | Path, module: nn.Module, network: str) -> None:
         )
     try:
         with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 - not a mapping
+            return file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, struct.error) as error:
         raise WeightsError(
             f"{path} is not a safetensors file ({error}); a published checkpoint must be imported first: "
             f"'tracker_ros import-weights {path} --tracker {network} --out {network}.safetensors'"
         ) from error
+
+
+def load(path: str | Path, module: nn.Module, network: str) -> None:
+    """Load a weights file, and the shared backbone that it names, into a module; all or nothing, every value checked.
+
+    Raises:
+        WeightsMissing: no such file, or its backbone is not there.
+        WeightsError: not a weights file, another network's, made for another backbone, tensors missing, surplus or of
+            another shape, or values that are not finite.
+    """
+    path = Path(path)
+    metadata, tensors = _read(path, network)
     if metadata.get("network", network) != network:
         raise WeightsError(f"{path} holds weights of '{metadata['network']}', not of '{network}'")
+    if "backbone" in metadata:
+        tensors |= _read_backbone(path, metadata)
     for key, value in tensors.items():
         if not torch.isfinite(value).all():
             raise WeightsError(f"{path}: tensor '{key}' has values that are not finite; the file is damaged")
-    _load_state(module, tensors, str(path))
+    _load_state(module, {key: value.float() for key, value in tensors.items()}, str(path))
+
+
+def _read_backbone(path: Path, metadata: Mapping[str, str]) -> dict[str, Tensor]:
+    """The tensors of the backbone that a file's metadata name: beside the file, else among the shipped weights."""
+    name = Path(metadata["backbone"]).name
+    beside = path.with_name(f"{name}.safetensors")
+    file = beside if beside.is_file() else shipped(name)
+    if not file.is_file():
+        raise WeightsMissing(f"weights missing: {path} needs the backbone '{name}'; put {beside.name} beside it")
+    shared = {f"{_SHARED}{key}": value for key, value in _read(file, name)[1].items()}
+    if _fingerprint(shared) != metadata.get("fingerprint"):
+        raise WeightsError(f"{path} was trained on another backbone than {file}; use the two files of one training")
+    return shared
+
+
+def load_backbone(module: nn.Module, name: str) -> None:
+    """Load the shipped backbone called `name` into a ResNet.
+
+    Raises:
+        WeightsMissing, WeightsError: see `load`.
+    """
+    load(shipped(name), module, name)
 
 
 def _load_state(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -298,22 +361,34 @@ def _read_legacy(path: Path) -> Any:
     return result
 
 
-def importers() -> dict[str, tuple[Callable[[], nn.Module], Converter]]:
-    """Network name to (builder of the module, converter of a published checkpoint)."""
-    from tracker_ros.networks import clnet, dimp, published, siamban, siamrn, siamrpn
+def builders() -> dict[str, Callable[[], nn.Module]]:
+    """Network name to what builds the module, with random weights."""
+    from tracker_ros.networks import clnet, dimp, siamban, siamrn, siamrpn
 
-    builders: dict[str, Callable[[], nn.Module]] = {
+    return {
         "dimp18": lambda: dimp.DiMPNet(dimp.DIMP18),
         "dimp50": lambda: dimp.DiMPNet(dimp.DIMP50),
+        "siamrpn18": lambda: siamrpn.SiamRPNNet(siamrpn.SIAMRPN18),
         "siamrpn_alex_dw": lambda: siamrpn.SiamRPNNet(siamrpn.SIAMRPN_ALEX_DW),
         "siamrpn_alex_up": lambda: siamrpn.SiamRPNNet(siamrpn.SIAMRPN_ALEX_UP),
         "siamrpn_big_up": lambda: siamrpn.SiamRPNNet(siamrpn.SIAMRPN_BIG_UP),
+        "siamrpnpp18": lambda: siamrpn.SiamRPNNet(siamrpn.SIAMRPNPP18),
         "siamrpnpp_r50": lambda: siamrpn.SiamRPNNet(siamrpn.SIAMRPNPP_R50),
+        "clnet18": lambda: clnet.CLNet(clnet.CLNET18),
         "clnet_r50": lambda: clnet.CLNet(clnet.CLNET_R50),
+        "siamban18": lambda: siamban.SiamBANNet(siamban.SIAMBAN18),
         "siamban_r50": lambda: siamban.SiamBANNet(siamban.SIAMBAN_R50),
+        "siamrn18": lambda: siamrn.SiamRNNet(siamrn.SIAMRN18),
         "siamrn_r50": lambda: siamrn.SiamRNNet(siamrn.SIAMRN_R50),
     }
-    return {name: (build, published.CONVERTERS[name]) for name, build in builders.items()}
+
+
+def importers() -> dict[str, tuple[Callable[[], nn.Module], Converter]]:
+    """Network name to (builder of the module, converter of a published checkpoint), for those that were published."""
+    from tracker_ros.networks import published
+
+    build = builders()
+    return {name: (build[name], converter) for name, converter in published.CONVERTERS.items()}
 
 
 def import_checkpoint(path: str | Path, network: str) -> nn.Module:

@@ -381,8 +381,8 @@ def test_crops_that_cannot_be_aligned_are_refused(frames: list[NDArray[np.uint8]
             assert all(e.heatmap is not None and len(e.heatmap) % 2 == 1 for e in estimates)
 
 
-def test_every_choice_of_network_has_an_importer() -> None:
-    known = weights.importers()
+def test_every_choice_of_network_has_a_builder() -> None:
+    known = weights.builders()
     for name in NAMES:
         options: Any = registry.get(name).options
         choices = type(options).__dataclass_fields__["network"].metadata["choices"]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tracker_ros.networks.correlation import DepthwiseBranch
 from tracker_ros.networks.siamese import Kernels, Maps
-from tracker_ros.networks.siamrpn import SIAMRPNPP_R50, SiamRPNConfig, SiamRPNNet
+from tracker_ros.networks.siamrpn import SIAMRPNPP18, SIAMRPNPP_R50, SiamRPNConfig, SiamRPNNet
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class CLNetConfig:
 
 
 CLNET_R50 = CLNetConfig(SIAMRPNPP_R50)
+#: Compact preset on the shared backbone.
+CLNET18 = CLNetConfig(SIAMRPNPP18, latent=(64, 128), width=128)
 
 
 class FrameNorm(nn.Module):

@@ -16,9 +16,6 @@ from tracker_ros.networks.resnet import RESNET18, RESNET50, BasicBlock, ResNet, 
 #: Pixels a cell of the classification features and of the score map.
 STRIDE = 16
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 @dataclass(frozen=True)
 class DiMPConfig:
@@ -102,10 +99,3 @@ class DiMPNet(nn.Module):
     def classification_features(self, features: BackboneFeatures) -> Tensor:
         """Features that the filter works on: BxCxHxW at stride 16."""
         return self.classifier.features(features.layer3)
-
-
-def normalise(image: Tensor) -> Tensor:
-    """RGB in [0, 255], Bx3xHxW of any real type, to float32 with ImageNet's mean and standard deviation removed."""
-    mean = torch.tensor(IMAGENET_MEAN, device=image.device).reshape(1, 3, 1, 1) * 255
-    std = torch.tensor(IMAGENET_STD, device=image.device).reshape(1, 3, 1, 1) * 255
-    return (image.float() - mean) / std

@@ -8,7 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,9 @@ class ResNet(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         inputs = 64
-        for stage, (count, outputs) in enumerate(zip(config.blocks, config.channels, strict=True), start=1):
-            stride = 1 if stage == 1 else 2
-            self.add_module(f"layer{stage}", _stage(block, inputs, outputs, count, stride))
+        for index, (count, outputs) in enumerate(zip(config.blocks, config.channels, strict=True), start=1):
+            stride = 1 if index == 1 else 2
+            self.add_module(f"layer{index}", stage(block, inputs, outputs, count, stride))
             inputs = outputs
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -110,11 +114,19 @@ class ResNet(nn.Module):
         return layer2, self.get_submodule("layer3")(layer2)
 
 
-def _stage(
+def stage(
     block: type[BasicBlock] | type[Bottleneck], inputs: int, outputs: int, count: int, stride: int
 ) -> nn.Sequential:
+    """`count` residual blocks, Bx`inputs`xHxW to Bx`outputs`xH/`stride`xW/`stride`; the first one has the stride."""
     shortcut = None
     if stride != 1 or inputs != outputs:
         shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
     first: Sequence[nn.Module] = [block(inputs, outputs, stride, shortcut)]
     return nn.Sequential(*first, *(block(outputs, outputs) for _ in range(count - 1)))
+
+
+def normalise(image: Tensor) -> Tensor:
+    """RGB in [0, 255], Bx3xHxW of any real type, to float32 with ImageNet's mean and standard deviation removed."""
+    mean = torch.tensor(IMAGENET_MEAN, device=image.device).reshape(1, 3, 1, 1) * 255
+    std = torch.tensor(IMAGENET_STD, device=image.device).reshape(1, 3, 1, 1) * 255
+    return (image.float() - mean) / std

@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from tracker_ros.networks.backbones import SharedBackboneConfig
 from tracker_ros.networks.correlation import DepthwiseBranch
 from tracker_ros.networks.resnet_dilated import DILATED_RESNET50
 from tracker_ros.networks.siamese import BackboneConfig, Kernels, Maps, SiameseNet, central, mix
@@ -21,7 +22,7 @@ class SiamBANConfig:
     """Shape of a SiamBAN network.
 
     Attributes:
-        backbone: AlexNet or dilated ResNet.
+        backbone: AlexNet, dilated ResNet or the shared one.
         neck: channels behind the neck; 0: none.
         hidden: channels inside the head.
     """
@@ -32,6 +33,8 @@ class SiamBANConfig:
 
 
 SIAMBAN_R50 = SiamBANConfig(DILATED_RESNET50)
+#: Compact preset on the shared backbone.
+SIAMBAN18 = SiamBANConfig(SharedBackboneConfig(), neck=128, hidden=128)
 
 
 class BoxHead(nn.Module):

@@ -1,6 +1,7 @@
 """What the networks of the Siamese trackers share: features of template and search crops, and targets in batches.
 
-Crops are BGR in [0, 255] as they are: these networks were never trained on normalised images.
+Crops are BGR in [0, 255] as they are: the published networks were never trained on normalised images, and the shared
+backbone of the compact ones normalises its input itself.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tracker_ros.networks.alexnet import AlexNet, AlexNetConfig
+from tracker_ros.networks.backbones import SharedBackbone, SharedBackboneConfig
 from tracker_ros.networks.resnet_dilated import DilatedResNet, DilatedResNetConfig
 
 #: Pixels a cell of every map.
@@ -19,7 +21,7 @@ STRIDE = 8
 #: Cells a side that are left of a template's map behind the neck.
 TEMPLATE_CELLS = 7
 
-BackboneConfig = AlexNetConfig | DilatedResNetConfig
+BackboneConfig = AlexNetConfig | DilatedResNetConfig | SharedBackboneConfig
 TemplateT = TypeVar("TemplateT", bound=tuple[Tensor, ...])
 
 
@@ -71,7 +73,7 @@ class SiameseNet(nn.Module):
 
     def __init__(self, backbone: BackboneConfig, neck: int) -> None:
         super().__init__()
-        self.backbone = AlexNet(backbone) if isinstance(backbone, AlexNetConfig) else DilatedResNet(backbone)
+        self.backbone = build_backbone(backbone)
         self.neck = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels, neck, 1, bias=False), nn.BatchNorm2d(neck))
             for channels in (backbone.channels if neck else ())
@@ -81,7 +83,10 @@ class SiameseNet(nn.Module):
 
     def features(self, crops: Tensor) -> list[Tensor]:
         """Maps of crops Bx3xHxW, one a level, each BxCxH'xW'."""
-        levels = self.backbone(crops)
+        return self.reduce(self.backbone(crops))
+
+    def reduce(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """The backbone's maps behind the neck."""
         if not self.neck:
             return list(levels)
         return [layer(level) for layer, level in zip(self.neck, levels, strict=True)]
@@ -89,6 +94,13 @@ class SiameseNet(nn.Module):
     def convolutions(self) -> list[nn.Module]:
         """The parts that run on every frame's whole crop, for which half precision suffices."""
         return [self.backbone, self.neck]
+
+
+def build_backbone(config: BackboneConfig) -> AlexNet | DilatedResNet | SharedBackbone:
+    """The backbone of a configuration, with random weights."""
+    if isinstance(config, AlexNetConfig):
+        return AlexNet(config)
+    return SharedBackbone(config) if isinstance(config, SharedBackboneConfig) else DilatedResNet(config)
 
 
 def central(maps: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tracker_ros.networks.roi_pooling import bin_edges, bin_weights, pool_taps, precise_roi_pool, roi_taps
-from tracker_ros.networks.siamban import SIAMBAN_R50, SiamBANConfig, SiamBANNet
+from tracker_ros.networks.siamban import SIAMBAN18, SIAMBAN_R50, SiamBANConfig, SiamBANNet
 from tracker_ros.networks.siamese import STRIDE, Kernels
 
 #: Bins a side that target and boxes are pooled to.
@@ -42,6 +42,8 @@ class SiamRNConfig:
 
 
 SIAMRN_R50 = SiamRNConfig(SIAMBAN_R50)
+#: Compact preset on the shared backbone.
+SIAMRN18 = SiamRNConfig(SIAMBAN18)
 
 
 class NonLocal(nn.Module):

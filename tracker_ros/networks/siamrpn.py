@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tracker_ros.networks.alexnet import ALEXNET, ALEXNET_BIG
+from tracker_ros.networks.backbones import SharedBackboneConfig
 from tracker_ros.networks.correlation import DepthwiseBranch, UpChannelBranch
 from tracker_ros.networks.resnet_dilated import DILATED_RESNET50
 from tracker_ros.networks.siamese import BackboneConfig, Kernels, Maps, SiameseNet, central, mix
@@ -23,7 +24,7 @@ class SiamRPNConfig:
     """Shape of a SiamRPN or SiamRPN++ network.
 
     Attributes:
-        backbone: AlexNet or dilated ResNet.
+        backbone: AlexNet, dilated ResNet or the shared one.
         neck: channels behind the neck; 0: none.
         hidden: channels inside the depth-wise head; 0: up-channel correlation.
         anchors: anchors a cell.
@@ -39,6 +40,9 @@ SIAMRPN_ALEX_UP = SiamRPNConfig(ALEXNET)
 SIAMRPN_BIG_UP = SiamRPNConfig(ALEXNET_BIG)
 SIAMRPN_ALEX_DW = SiamRPNConfig(ALEXNET, hidden=256)
 SIAMRPNPP_R50 = SiamRPNConfig(DILATED_RESNET50, neck=256, hidden=256)
+#: Compact presets on the shared backbone.
+SIAMRPN18 = SiamRPNConfig(SharedBackboneConfig(stages=(3,)), neck=64)
+SIAMRPNPP18 = SiamRPNConfig(SharedBackboneConfig(), neck=128, hidden=128)
 
 
 class RPNHead(nn.Module):

@@ -29,10 +29,11 @@ from tracker_ros import weights
 from tracker_ros.geometry.boxes import Box
 from tracker_ros.geometry.crops import Window, cut, window
 from tracker_ros.geometry.scan import scan_places
-from tracker_ros.networks.dimp import DIMP18, DIMP50, STRIDE, BackboneFeatures, DiMPConfig, DiMPNet, normalise
+from tracker_ros.networks.dimp import DIMP18, DIMP50, STRIDE, BackboneFeatures, DiMPConfig, DiMPNet
 from tracker_ros.networks.filter_optimizer import apply_filter
 from tracker_ros.networks.inference import choose_device, choose_dtype, prepare
 from tracker_ros.networks.iou_net import BoxRefiner, IoUFeatures, Modulation
+from tracker_ros.networks.resnet import normalise
 from tracker_ros.trackers.appearance import ColourModel
 from tracker_ros.trackers.base import Estimate, Frame, InvalidOption, Tracker, TrackerOptions, TrackState, option
 from tracker_ros.trackers.profile import NULL_TIMER, NullTimer
@@ -638,6 +639,7 @@ class DiMP(Tracker[DiMPTarget]):
         named = {
             "peak": float(peak),
             "second_peak": float(second),
+            "distractor": cues.distractor,
             "sharpness": cues.sharpness,
             "overlap": float(overlap),
             "visible": float(visible),

@@ -218,7 +218,7 @@ class SiameseTracker(Tracker[SiameseTarget]):
     def __init__(self, name: str, options: SiameseOptions, network: SiameseNet | None = None) -> None:
         super().__init__(name, options)
         if network is None:
-            built = weights.importers()[options.network][0]()
+            built = weights.builders()[options.network]()
             weights.load(options.weights or weights.shipped(options.network), built, options.network)
             assert isinstance(built, SiameseNet)
             network = built
@@ -404,7 +404,7 @@ class SiameseTracker(Tracker[SiameseTarget]):
         # The map's cells look at the middle of the crop; what lies around it is their context.
         region = Box.from_center(*w.center, cells * STRIDE * w.scale, cells * STRIDE * w.scale)
         heatmap = np.clip(row[8:].reshape(cells, cells), 0, 1).astype(np.float32) if o.heatmap else None
-        named = {"peak": score, "second_peak": second, "sharpness": focus}
+        named = {"peak": score, "second_peak": second, "distractor": cues.distractor, "sharpness": cues.sharpness}
         estimate_box = Box.from_center(*map(float, target.position), *map(float, target.size))
         return Estimate(estimate_box, cues.score, state, region, heatmap, named)
 
