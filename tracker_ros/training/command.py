@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 
+from tracker_ros.training import parallel
+from tracker_ros.training.board import Board, writer_class
 from tracker_ros.training.run import Run
 
 
@@ -71,6 +75,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change an option of the recipe"
     )
+    parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="write curves and pictures to OUT/tensorboard for TensorBoard"
+    )
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
 
 
@@ -80,11 +88,38 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         FileNotFoundError: names all that is missing, before anything is read.
         ValueError: an option that does not exist, or a recipe without the data that it needs.
+        ImportError: TensorBoard is wanted and not installed.
+        KeyboardInterrupt: interrupted; a checkpoint was saved.
     """
     cv2.setNumThreads(1)
+    if args.tensorboard:
+        writer_class()
+    args.set = [f"device={args.device}", *args.set]
+    with parallel.joined(args.device) as ranks:
+        if ranks.rank == 0:
+            _train(args, ranks)
+        else:
+            with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+                _train(args, ranks)
+    return 0
+
+
+def _train(args: argparse.Namespace, ranks: parallel.Ranks) -> None:
     trainer = RECIPES[args.recipe].build(args)
     if args.resume:
         trainer.load(trainer.checkpoint)
         print(f"resuming at step {trainer.step}")
-    trainer.run()
-    return 0
+    if ranks.size > 1:
+        print(f"{ranks.size} processes; each draws its own batches")
+    if args.tensorboard and ranks.rank == 0:
+        trainer.board = Board(args.out / "tensorboard", trainer.step)
+    try:
+        trainer.run()
+    except KeyboardInterrupt:
+        again = args.command_line if args.resume else f"{args.command_line} --resume"
+        launcher = f"torchrun --nproc-per-node={ranks.size} -m " if ranks.size > 1 else ""
+        print(f"stopped after step {trainer.step}, which {trainer.checkpoint} holds; to go on: {launcher}{again}")
+        raise
+    finally:
+        if trainer.board is not None:
+            trainer.board.close()

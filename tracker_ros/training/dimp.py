@@ -7,7 +7,6 @@ rate while the teacher's features hold it in place.
 from __future__ import annotations
 
 import argparse
-import json
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -210,16 +209,16 @@ class DiMPTraining(Run):
         self.validation: list[tuple[Batch, Batch]] = []
         if options.validation and len(held_out):
             self._make_validation(SetSampler(held_out, layout), SetSampler(held_out, near, tight=True))
-        self.net = DiMPNet(DIMP18)
+        self.net = DiMPNet(DIMP18).to(self.device)
         self.heads: Heads | None = None
         self.statistics: list[tuple[Tensor, Tensor]] = []
         if distilled is not None:
             self.heads = Heads((128, 256), TEACHER_CHANNELS)
             self.heads.load_state_dict(distilled["heads"])
-            self.heads.requires_grad_(False)
-            self.statistics = [(mean, deviation) for mean, deviation in distilled["statistics"]]
+            self.heads.to(self.device).requires_grad_(False)
+            self.statistics = [(mean.to(self.device), d.to(self.device)) for mean, d in distilled["statistics"]]
             warm_start(self.net, distilled["average"], self.heads)
-        self.teacher = None if teacher is None else teacher.eval()
+        self.teacher = None if teacher is None else teacher.eval().to(self.device)
         channels_last(self.net)
         self.net.backbone.requires_grad_(False)
         classifier = self.net.classifier
@@ -263,13 +262,10 @@ class DiMPTraining(Run):
         """Whether stage 3 of the backbone learns at present."""
         return self.options.backbone_rate > 0 and self.progress() >= self.options.backbone_from
 
-    def _bf16(self) -> torch.autocast:
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.options.bf16)
-
     def _backbone(self, net: DiMPNet, images: Tensor, tuning: bool) -> tuple[Tensor, Tensor]:
         """Stride-8 and stride-16 features; gradients reach stage 3 only."""
         backbone = net.backbone
-        with self._bf16():
+        with self.autocast():
             with torch.no_grad():
                 x = backbone.maxpool(backbone.relu(backbone.bn1(backbone.conv1(normalise(images)))))
                 layer2 = backbone.get_submodule("layer2")(backbone.get_submodule("layer1")(x))
@@ -280,7 +276,7 @@ class DiMPTraining(Run):
     def classify(self, net: DiMPNet, batch: Batch, layer3: Tensor) -> list[Tensor]:
         """Scores of every iterate on the test frames, B x test frames x H x W each."""
         n = self.options.train_frames
-        with self._bf16():
+        with self.autocast():
             maps = net.classifier.features[:-1](layer3)
         features = net.classifier.features[-1](maps.float()).unflatten(0, batch.boxes.shape[:2])
         initial = net.classifier.initializer(features[:, :n], batch.boxes[:, :n])
@@ -290,7 +286,7 @@ class DiMPTraining(Run):
     def modulate(self, net: DiMPNet, batch: Batch, layer2: Tensor, layer3: Tensor) -> tuple[Modulation, IoUFeatures]:
         """Modulation and test maps of every frame; the first is the reference of all others, the second the first's."""
         count, frames = batch.boxes.shape[:2]
-        with self._bf16():
+        with self.autocast():
             maps = net.iou_net.features(layer2, layer3)
         firsts = min(2, frames)
         reference = torch.tensor([firsts - 1] + [0] * (frames - 1))
@@ -314,7 +310,7 @@ class DiMPTraining(Run):
         tuning = self.tuning
         self.net.backbone.get_submodule("layer3").requires_grad_(tuning)
         terms: dict[str, Tensor] = {}
-        total = torch.zeros(())
+        total = torch.zeros((), device=self.device)
         if wide is not None:
             layer2, layer3 = self._backbone(self.net, wide.images, tuning)
             terms = self._classification_terms(self.classify(self.net, wide, layer3), wide)
@@ -344,8 +340,8 @@ class DiMPTraining(Run):
         index = torch.stack([starts, starts + frames - 1], 1).flatten()
         assert self.teacher is not None
         assert self.heads is not None
-        mean = torch.tensor(TEACHER_MEAN).reshape(1, 3, 1, 1)
-        with torch.no_grad(), self._bf16():
+        mean = torch.tensor(TEACHER_MEAN, device=self.device).reshape(1, 3, 1, 1)
+        with torch.no_grad(), self.autocast():
             taught = [map_.float() for map_ in self.teacher(batch.images[index] - mean)]
         targets = standardise(taught, self.statistics)
         layer3 = layer3[index].float()
@@ -372,32 +368,31 @@ class DiMPTraining(Run):
             for name, value in self._classification_terms(scores, wide).items():
                 sums.setdefault(f"v_{name}", []).append(float(value))
             last = scores[-1].flatten(0, 1)
-            peak = last.flatten(1).argmax(1).numpy()
+            peak = last.flatten(1).argmax(1).cpu().numpy()
             at = np.stack([peak % last.shape[-1], peak // last.shape[-1]], 1)
-            centres = (wide.boxes[:, n:, :2] + wide.boxes[:, n:, 2:] / 2).flatten(0, 1).numpy()
+            centres = (wide.boxes[:, n:, :2] + wide.boxes[:, n:, 2:] / 2).flatten(0, 1).cpu().numpy()
             away = np.abs(at - centres / net.classifier.optimizer.stride).max(1)
-            shown = wide.present[:, n:].flatten().numpy()
+            shown = wide.present[:, n:].flatten().cpu().numpy()
             sums.setdefault("v_peak", []).extend((away < 1.5)[shown].astype(float).tolist())
 
             modulation, maps = self.modulate(net, near, *self._backbone(net, near.images, False))
             predicted = predict_overlaps(net.iou_net, modulation, maps, near.candidates)
             present = near.present.flatten()
             sums.setdefault("v_iou", []).append(float(iou_loss(predicted, near.overlaps, present)))
-            boxes, rng = near.boxes.flatten(0, 1).numpy(), np.random.default_rng(number)
+            boxes, rng = near.boxes.flatten(0, 1).cpu().numpy(), np.random.default_rng(number)
             start = _disturb(boxes, rng)
             full = IoUFeatures(*(x.float() for x in maps))
-            refined = refine(net, modulation, full, torch.from_numpy(start), rng)
-            sums.setdefault("v_start", []).extend(_overlap(start, boxes)[present.numpy()].tolist())
-            sums.setdefault("v_box", []).extend(_overlap(refined, boxes)[present.numpy()].tolist())
+            refined = refine(net, modulation, full, torch.from_numpy(start).to(self.device), rng)
+            seen = present.cpu().numpy()
+            sums.setdefault("v_start", []).extend(_overlap(start, boxes)[seen].tolist())
+            sums.setdefault("v_box", []).extend(_overlap(refined, boxes)[seen].tolist())
         return {name: float(np.mean(values)) for name, values in sums.items()}
 
     def on_save(self) -> None:
         """Validate, and write weights: always the newest, and the best by the held-out sets."""
         result = self.validate() if self.validation else {}
-        result["step"], result["done"] = float(self.step), self.progress()
-        print("held out: " + " ".join(f"{name} {value:.4f}" for name, value in result.items()), flush=True)
-        with (self.out / "validation.jsonl").open("a") as log:
-            log.write(json.dumps({name: round(value, 5) for name, value in result.items()}) + "\n")
+        if result:
+            self.report(result)
         origin = (
             f"trained from scratch by tracker_ros: step {self.step}, {self.elapsed / 60:.0f} min, "
             f"held-out peak {result.get('v_peak', 0):.3f}, box IoU {result.get('v_box', 0):.3f}"
@@ -431,7 +426,7 @@ def refine(
         Nx4.
     """
     size = boxes[:, 2:].prod(1).sqrt().reshape(-1, 1, 1)
-    noise = torch.from_numpy(rng.uniform(-0.5, 0.5, (len(boxes), 9, 4)).astype(np.float32))
+    noise = torch.from_numpy(rng.uniform(-0.5, 0.5, (len(boxes), 9, 4)).astype(np.float32)).to(boxes.device)
     middle = boxes[:, None, :2] + boxes[:, None, 2:] / 2 + noise[..., :2] * 0.1 * size
     sides = torch.maximum(boxes[:, None, 2:] + noise[..., 2:] * 0.5 * size, boxes[:, None, 2:].amin(-1, True) / 3)
     current = torch.cat([boxes[:, None], torch.cat([middle - sides / 2, sides], -1)], 1)
@@ -441,7 +436,7 @@ def refine(
         current = current + gradient * current[..., 2:].repeat(1, 1, 2)
         current[..., 2:].clamp_(min=1.0)
     best = overlap.topk(3, 1).indices
-    return current.gather(1, best[..., None].expand(-1, -1, 4)).mean(1).numpy().astype(np.float32)
+    return current.gather(1, best[..., None].expand(-1, -1, 4)).mean(1).cpu().numpy().astype(np.float32)
 
 
 def build(args: argparse.Namespace) -> DiMPTraining:

@@ -131,9 +131,9 @@ class Distillation(Run):
     def __init__(self, pool: ImagePool, teacher: nn.Module, out: Path, options: DistillOptions) -> None:
         super().__init__(out, options)
         self.pool, self.options = pool, options
-        self.teacher = teacher.eval()
-        self.student = channels_last(ResNet(RESNET18)).train()
-        self.heads = Heads((128, 256), TEACHER_CHANNELS)
+        self.teacher = teacher.eval().to(self.device)
+        self.student = channels_last(ResNet(RESNET18).to(self.device)).train()
+        self.heads = Heads((128, 256), TEACHER_CHANNELS).to(self.device)
         parameters = [*self.student.parameters(), *self.heads.parameters()]
         self.optimizer = torch.optim.AdamW(
             [
@@ -166,8 +166,9 @@ class Distillation(Run):
     @torch.no_grad()
     def teach(self, batch: Tensor) -> list[Tensor]:
         """The teacher's three feature maps, fp32, for RGB 0..255."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.options.bf16):
-            return [x.float() for x in self.teacher(batch - torch.tensor(TEACHER_MEAN).reshape(1, 3, 1, 1))]
+        mean = torch.tensor(TEACHER_MEAN, device=self.device).reshape(1, 3, 1, 1)
+        with self.autocast():
+            return [x.float() for x in self.teacher(batch - mean)]
 
     def measure(self, batches: int = 12) -> None:
         """Per-channel mean and deviation of the teacher's features over a few batches."""
@@ -184,7 +185,7 @@ class Distillation(Run):
             self.measure()
         batch = self.batch(step)
         targets = standardise(self.teach(batch), self.statistics)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.options.bf16):
+        with self.autocast():
             stride8, stride16 = self.student(normalise(batch))
         stride8, stride16 = stride8.float(), stride16.float()
         names = ("stride8", "stride16", "projected")
@@ -204,7 +205,7 @@ class Distillation(Run):
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """The statistics of the teacher's features."""
-        self.statistics = [(mean, deviation) for mean, deviation in state["statistics"]]
+        self.statistics = [(mean.to(self.device), d.to(self.device)) for mean, d in state["statistics"]]
 
 
 def build(args: argparse.Namespace) -> Distillation:

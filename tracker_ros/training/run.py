@@ -1,18 +1,33 @@
-"""What every recipe shares: schedule, moving average, checkpoints that resume exactly, log with the time left."""
+"""What every recipe shares: schedule, moving average, checkpoints that resume exactly, log with the time left.
+
+Started by ``torchrun``, a run shares its work among processes. Each draws batches of its own, the gradients are
+averaged, and the first process alone logs, validates and saves. A step then sees as many batches as there are
+processes; the learning rate stays what it is set to.
+"""
 
 from __future__ import annotations
 
 import copy
 import json
 import math
+import signal
+import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tracker_ros.training import parallel
+from tracker_ros.training.board import Board
+from tracker_ros.training.data import Image
 
 
 @dataclass(frozen=True)
@@ -31,6 +46,7 @@ class RunOptions:
         bf16: run convolutions in bfloat16.
         save_minutes: time between checkpoints.
         log_every: steps between lines of the log.
+        device: where to train: auto (CUDA where there is one), cpu, cuda or cuda:N.
     """
 
     minutes: float = 50.0
@@ -44,6 +60,7 @@ class RunOptions:
     bf16: bool = True
     save_minutes: float = 3.0
     log_every: int = 50
+    device: str = "auto"
 
 
 OptionsT = TypeVar("OptionsT", bound=RunOptions)
@@ -83,11 +100,47 @@ def channels_last(module: ModuleT) -> ModuleT:
     return module
 
 
+def duration(seconds: float) -> str:
+    """A time span as people say it: "40 s", "12 min", "2 h 05 min"."""
+    minutes = round(seconds / 60)
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+class _Losses(nn.Module):
+    """The losses of a run as the forward pass of its modules, which is what DistributedDataParallel wraps.
+
+    Recipes call parts of their networks as they need them, so that no single network has a forward pass that leads to
+    the loss. DistributedDataParallel does not mind: it averages the gradient of each parameter as it is made, wherever
+    that parameter was used. Only the total leaves with a gradient; a parameter that does not contribute to it in a
+    step (a part that is not tuned yet, or no more) is found by walking back from it, and left out.
+    """
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict(run.modules)
+        self._losses = run.losses
+
+    def forward(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        terms = self._losses(step)
+        return terms["total"], {name: value.detach() for name, value in terms.items()}
+
+
 class Run(ABC):
     """One training run in a folder: `<name>.pt` (checkpoint) and `<name>.jsonl` (log).
 
-    Subclasses set `modules` (everything with weights that a checkpoint keeps) and `optimizer` (each group with its
-    highest rate as `base`), call `start_average`, and give the losses of a step.
+    Subclasses set `modules` (everything with weights that a checkpoint keeps, on `device`) and `optimizer` (each group
+    with its highest rate as `base`), call `start_average`, and give the losses of a step.
+
+    Batch norms are frozen by the recipe, or see the batch of their own process; the running statistics that are kept
+    are those of the first process.
+
+    Attributes:
+        device: where the networks and batches are.
+        ranks: which process this is, of how many.
+        board: curves and pictures, or None.
+        gradient: norm of the last step's gradient, before it was clipped.
     """
 
     name: str
@@ -99,12 +152,29 @@ class Run(ABC):
         self.out, self.settings = out, options
         self.step = 0
         self.elapsed = 0.0
+        self.gradient = 0.0
+        self.board: Board | None = None
+        self.ranks = parallel.ranks()
+        self.device = parallel.choose_own_device(options.device)
+        self._shared: DistributedDataParallel | None = None
+        self._stop = False
         torch.set_num_threads(options.threads)
         torch.manual_seed(options.seed)
 
+    def generator(self, step: int) -> np.random.Generator:
+        """What a step draws from: a function of seed and step and, where there are several, of this process."""
+        return np.random.default_rng([self.settings.seed, step, *(self.ranks if self.ranks.size > 1 else ())])
+
+    def autocast(self) -> torch.autocast:
+        """Convolutions in bfloat16 inside the block, where the options say so."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16)
+
     @abstractmethod
     def losses(self, step: int) -> dict[str, Tensor]:
-        """The loss terms of optimizer step `step`; `total` is what is minimised. A function of weights and step."""
+        """The loss terms of optimizer step `step`; `total` is what is minimised.
+
+        A function of the weights and of `generator(step)`. A part may be frozen in some steps and learn in others.
+        """
 
     @property
     @abstractmethod
@@ -123,7 +193,20 @@ class Run(ABC):
         return {}
 
     def on_save(self) -> None:  # noqa: B027 - optional
-        """Called after every checkpoint."""
+        """Called after every checkpoint, in the first process alone: validate, write weights."""
+
+    def pictures(self) -> dict[str, Image]:
+        """What to look at after a checkpoint, HxWx3 uint8 BGR by name; called where there is a `board`."""
+        return {}
+
+    def report(self, figures: Mapping[str, float]) -> None:
+        """Say the figures of a validation: on the console, in `validation.jsonl` and on the board."""
+        print("held out: " + " ".join(f"{name} {value:.4f}" for name, value in figures.items()), flush=True)
+        line = {name: round(value, 5) for name, value in figures.items()}
+        with (self.out / "validation.jsonl").open("a") as log:
+            log.write(json.dumps(line | {"step": self.step, "done": round(self.progress(), 5)}) + "\n")
+        if self.board is not None:
+            self.board.scalars("held_out", figures, self.step)
 
     def start_average(self) -> None:
         """Begin the moving average at the present weights."""
@@ -142,17 +225,40 @@ class Run(ABC):
             return max(done / warm, 1e-3)
         return max(0.5 * (1 + math.cos(math.pi * (done - warm) / (1 - warm))), 1e-3)
 
+    def _backward(self) -> dict[str, Tensor]:
+        """Gradients of this step, averaged over the processes; returns this process's terms."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ranks.size == 1:
+            terms = self.losses(self.step)
+            total = terms["total"]
+        else:
+            total, terms = (self._shared or self._share())(self.step)
+        total.backward()
+        return terms
+
+    def _share(self) -> DistributedDataParallel:
+        """Wrap the losses so that gradients are averaged; from here on all processes have the same weights."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        learns = [p.requires_grad for p in parameters]
+        for parameter in parameters:  # what is to learn at any time must be known from the start
+            parameter.requires_grad_(True)
+        self._shared = DistributedDataParallel(_Losses(self), find_unused_parameters=True)
+        for parameter, flag in zip(parameters, learns, strict=True):
+            parameter.requires_grad_(flag)
+        return self._shared
+
     def train_step(self) -> dict[str, float]:
-        """One optimizer step; returns the loss terms."""
+        """One optimizer step; returns the loss terms.
+
+        Raises:
+            RuntimeError: the loss or the gradient is not finite. The weights are spoiled then; the checkpoint is not.
+        """
         factor = self.factor()
         for group in self.optimizer.param_groups:
             group["lr"] = group["base"] * factor
-        terms = self.losses(self.step)
-        if not torch.isfinite(terms["total"]):
-            raise RuntimeError(f"the loss of step {self.step} is not finite; resume with a lower rate")
-        self.optimizer.zero_grad(set_to_none=True)
-        terms["total"].backward()
-        nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], self.settings.clip)
+        terms = self._backward()
+        parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
+        gradient = nn.utils.clip_grad_norm_(parameters, self.settings.clip)
         self.optimizer.step()
         self.step += 1
         keep = min(self.settings.average, self.step / (self.step + 20))
@@ -161,7 +267,13 @@ class Run(ABC):
             for mine, theirs in pairs:
                 if mine.is_floating_point():
                     mine.lerp_(theirs, 1 - keep)
-        return {name: float(value.detach()) for name, value in terms.items()}
+        # Looked at only now, all at once, so that a GPU is waited for once a step.
+        numbers = torch.stack([value.detach().to(self.device, torch.float32) for value in (*terms.values(), gradient)])
+        *values, self.gradient = numbers.tolist()
+        result = dict(zip(terms, values, strict=True))
+        if not (math.isfinite(result["total"]) and math.isfinite(self.gradient)):
+            raise RuntimeError(f"the loss of step {self.step - 1} is not finite; resume with a lower rate")
+        return result
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""
@@ -200,38 +312,94 @@ class Run(ABC):
         return self.out / f"{self.name}.pt"
 
     def save(self) -> None:
-        """Write the checkpoint; a killed run never leaves half a file."""
+        """Write the checkpoint, in the first process; a killed run never leaves half a file."""
+        if self.ranks.rank:
+            return
         self.out.mkdir(parents=True, exist_ok=True)
         partial = self.checkpoint.with_suffix(".tmp")
         torch.save(self.state(), partial)
         partial.replace(self.checkpoint)
         self.on_save()
+        if self.board is not None:
+            self.board.pictures(self.pictures(), self.step)
 
     def run(self) -> None:
-        """Train until the planned end."""
+        """Train until the planned end.
+
+        Raises:
+            KeyboardInterrupt: interrupted (SIGINT, SIGTERM); the step was finished and the checkpoint saved.
+        """
         self.out.mkdir(parents=True, exist_ok=True)
-        every = self.settings.log_every
-        last = saved = time.monotonic()
+        last = saved = logged = time.monotonic()
         sums: dict[str, float] = {}
         count = 0
-        with (self.out / f"{self.name}.jsonl").open("a") as log:
+        with self._interruptible():
             while self.progress() < 1:
                 for name, value in self.train_step().items():
                     sums[name] = sums.get(name, 0.0) + value
                 count += 1
                 now = time.monotonic()
                 self.elapsed, last = self.elapsed + now - last, now
-                if self.step % every == 0:
-                    done = self.progress()
-                    left = self.elapsed * (1 - done) / max(done, 1e-6)
-                    line: dict[str, Any] = {"step": self.step, "elapsed": round(self.elapsed), "left": round(left)}
-                    line |= {name: round(value / count, 5) for name, value in sums.items()}
-                    line |= {name: round(value, 4) for name, value in self.on_log().items()}
-                    log.write(json.dumps(line) + "\n")
-                    log.flush()
-                    print(" ".join(f"{name} {value}" for name, value in line.items()), flush=True)
-                    sums, count = {}, 0
+                stop = self._agree()
+                if self.step % self.settings.log_every == 0:
+                    self._log({name: value / count for name, value in sums.items()}, count / (now - logged))
+                    sums, count, logged = {}, 0, now
+                if stop:
+                    self.save()
+                    raise KeyboardInterrupt
                 if now - saved > 60 * self.settings.save_minutes:
                     self.save()
                     saved = now
         self.save()
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Let the first SIGINT or SIGTERM finish the step; a second one acts as it always does."""
+        if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+        def stop(*_: object) -> None:
+            self._stop = True
+            restore()
+
+        for number in before:
+            signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            restore()
+
+    def _agree(self) -> bool:
+        """Take over the first process's clock, which the learning rate follows; whether any process is to stop."""
+        if self.ranks.size == 1:
+            return self._stop
+        shared = torch.tensor([0.0 if self.ranks.rank else self.elapsed, float(self._stop)], dtype=torch.float64)
+        distributed.all_reduce(shared)
+        self.elapsed = float(shared[0])
+        return bool(shared[1])
+
+    def _log(self, terms: Mapping[str, float], speed: float) -> None:
+        """Write the mean `terms` of the last steps, in the first process alone."""
+        if self.ranks.rank:
+            return
+        done = self.progress()
+        left = self.elapsed * (1 - done) / max(done, 1e-6)
+        more = self.on_log()
+        state = {"rate": self.settings.rate * self.factor(), "gradient": self.gradient, "speed": speed}
+        line: dict[str, Any] = {"step": self.step, "elapsed": round(self.elapsed), "left": round(left)}
+        line |= {name: round(value, 5) for name, value in terms.items()}
+        line |= {name: round(value, 4) for name, value in more.items()}
+        line |= {name: float(f"{value:.4g}") for name, value in state.items()}
+        with (self.out / f"{self.name}.jsonl").open("a") as log:
+            log.write(json.dumps(line) + "\n")
+        shown = " ".join(f"{name} {value:.4g}" for name, value in {**terms, **more}.items())
+        print(f"{done:4.0%}, {duration(left)} left | step {self.step}, {speed:.2g}/s | {shown}", flush=True)
+        if self.board is not None:
+            self.board.scalars("loss", terms, self.step)
+            self.board.scalars("run", {**more, **state}, self.step)
