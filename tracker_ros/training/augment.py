@@ -162,7 +162,7 @@ class Photometric:
             result = cv2.filter2D(result, -1, self.motion).astype(np.uint8, copy=False)
         if self.noise > 0:
             noise = np.random.default_rng(self.noise_seed).standard_normal(result.shape, np.float32)
-            result = np.clip(result + noise * np.float32(self.noise), 0, 255).astype(np.uint8)
+            result = np.clip(np.rint(result + noise * np.float32(self.noise)), 0, 255).astype(np.uint8)
         if self.quality > 0:
             encoded = cv2.imencode(".jpg", result, [cv2.IMWRITE_JPEG_QUALITY, self.quality])[1]
             result = cv2.imdecode(encoded, cv2.IMREAD_COLOR).astype(np.uint8, copy=False)
