@@ -50,11 +50,26 @@ def precise_roi_pool(features: Tensor, boxes: Tensor, size: int, stride: float) 
     Returns:
         BxNxCxPxP; zeros for a box without area.
     """
-    batch, channels, height, width = features.shape
-    count = boxes.shape[1]
+    height, width = features.shape[2:]
     scaled = boxes / stride
-    weights_x = bin_weights(bin_edges(scaled[..., 0], scaled[..., 2], size), width).to(features.dtype)
-    weights_y = bin_weights(bin_edges(scaled[..., 1], scaled[..., 3], size), height).to(features.dtype)
+    weights_x = bin_weights(bin_edges(scaled[..., 0], scaled[..., 2], size), width)
+    weights_y = bin_weights(bin_edges(scaled[..., 1], scaled[..., 3], size), height)
+    return apply_bins(features, weights_y, weights_x)
+
+
+def apply_bins(features: Tensor, weights_y: Tensor, weights_x: Tensor) -> Tensor:
+    """Sums over a map with weights that are products of one for the row and one for the column: ``Wy F Wx^T``.
+
+    Args:
+        features: BxCxHxW.
+        weights_y, weights_x: BxNxPxH and BxNxPxW.
+
+    Returns:
+        BxNxCxPxP.
+    """
+    batch, channels, height, width = features.shape
+    count, size = weights_x.shape[1:3]
+    weights_y, weights_x = weights_y.to(features.dtype), weights_x.to(features.dtype)
     rows = features.reshape(batch, channels * height, width) @ weights_x.reshape(batch, count * size, width).mT
     rows = rows.reshape(batch, channels, height, count, size).permute(0, 3, 1, 4, 2)  # B N C Px H
     return (rows @ weights_y.unsqueeze(2).mT).mT

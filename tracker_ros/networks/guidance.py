@@ -1,0 +1,83 @@
+"""Target guidance for object detectors (Huang et al., "Bridging the Gap Between Detection and Tracking", ICCV 2019).
+
+The module (section 3.2) sits between the feature maps of any detector and what follows them. It pools the target's
+features in the exemplar, turns them into a modulator of one value a channel, and merges the search features, the
+search features re-weighted by the modulator, and the modulator itself, spread over the map, by a 1x1 convolution.
+
+Merging is linear, and all but the search features is the same for a whole track. So the concatenation is never built:
+``W [x; m x; m] + b = (W1 + W2 diag(m)) x + (W3 m + b)`` is a 1x1 convolution of the plain search features.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tracker_ros.geometry.detection import corners
+from tracker_ros.networks.roi_align import roi_align
+
+#: Samples a bin and side of the target's pooling.
+SAMPLING = 2
+
+
+class Cells(NamedTuple):
+    """Where the cells of a map look: cell ``i`` is centred on pixel coordinate ``offset + stride * i`` of the crop."""
+
+    stride: float
+    offset: float
+
+
+def pool(features: Tensor, boxes: Tensor, cells: Cells, bins: int) -> Tensor:
+    """RoI align of boxes on a map whose cells look at `cells`.
+
+    Args:
+        features: BxCxHxW.
+        boxes: BxNx4 (cx, cy, w, h in crop pixels).
+        cells: of the map.
+        bins: bins a side, P.
+
+    Returns:
+        BxNxCxPxP.
+    """
+    at = corners(boxes) - cells.offset
+    return roi_align(features, at, bins, 1 / cells.stride, SAMPLING, aligned=False)
+
+
+class TargetGuidance(nn.Module):
+    """Target-guidance module of one feature map.
+
+    Args:
+        channels: of the map, C.
+        outputs: channels of the guided map, O (the paper's O = C leaves the detector as it is).
+        bins: bins a side that the target is pooled to.
+    """
+
+    def __init__(self, channels: int, outputs: int, bins: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.bins = bins
+        self.modulator = nn.Conv2d(channels, channels, bins)
+        self.merge = nn.Conv2d(3 * channels, outputs, 1)
+        # The modulator starts close to the target's mean features: then m x compares target and search image channel
+        # by channel from the first step of training on.
+        with torch.no_grad():
+            mean = torch.eye(channels)[:, :, None, None] / bins**2
+            self.modulator.weight.mul_(0.1).add_(mean)
+            nn.init.zeros_(self.modulator.bias)  # type: ignore[arg-type]
+        nn.init.kaiming_normal_(self.merge.weight, nonlinearity="relu")
+        nn.init.zeros_(self.merge.bias)  # type: ignore[arg-type]
+
+    def embed(self, features: Tensor, boxes: Tensor, cells: Cells) -> Tensor:
+        """Modulators of targets: exemplar features TxCxHxW and boxes Tx4 (cx, cy, w, h, exemplar pixels) to TxC."""
+        pooled = pool(features, boxes[:, None], cells, self.bins)[:, 0]
+        return self.modulator(pooled).flatten(1)
+
+    def forward(self, features: Tensor, modulator: Tensor) -> Tensor:
+        """Search features BxCxHxW and the modulators of their targets BxC to guided features BxOxHxW."""
+        plain, modulated, spread = self.merge.weight.flatten(1).split(self.channels, 1)
+        kernels = plain + modulated * modulator[:, None]  # B O C
+        bias = torch.addmm(self.merge.bias, modulator, spread.mT)  # B O
+        guided = torch.baddbmm(bias[..., None], kernels, features.flatten(2))
+        return guided.unflatten(2, features.shape[2:])
