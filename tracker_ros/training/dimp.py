@@ -251,8 +251,8 @@ class DiMPTraining(Run):
             self.validation.append((collate(first, 0, generators[0]), collate(second, count, generators[0])))
 
     def batches(self, step: int) -> tuple[Batch | None, Batch]:
-        """The classifier's (if it is trained) and the IoU-Net's sets of a step: a function of seed and step."""
-        rng, o = np.random.default_rng([self.options.seed, step]), self.options
+        """The classifier's (if it is trained) and the IoU-Net's sets of a step: a function of `generator(step)`."""
+        rng, o = self.generator(step), self.options
         first = [self.sampler.draw(rng) for _ in range(o.sets)]
         second = [self.box_sampler.draw(rng) for _ in range(o.box_sets)]
         return collate(first, 0, rng) if first else None, collate(second, o.box_count, rng)

@@ -153,9 +153,8 @@ class Distillation(Run):
         """The student."""
         return self.student
 
-    def batch(self, step: int) -> Tensor:
-        """(2 x pairs)x3xSxS float RGB 0..255; crops 2i and 2i + 1 show the same place. A function of seed and step."""
-        rng = np.random.default_rng([self.options.seed, step])
+    def batch(self, rng: np.random.Generator) -> Tensor:
+        """(2 x pairs)x3xSxS float RGB 0..255; crops 2i and 2i + 1 show the same place."""
         crops = [crop for _ in range(self.options.pairs) for crop in sample_pair(self.pool, self.options.crop, rng)]
         batch = torch.from_numpy(np.stack(crops)[..., ::-1].copy()).permute(0, 3, 1, 2).float()
         if rng.random() < 0.2:  # blends of two scenes: more inputs on which to agree with the teacher
@@ -172,7 +171,7 @@ class Distillation(Run):
 
     def measure(self, batches: int = 12) -> None:
         """Per-channel mean and deviation of the teacher's features over a few batches."""
-        taught = [self.teach(self.batch(10**6 + index)) for index in range(batches)]
+        taught = [self.teach(self.batch(self.generator(10**6 + index, common=True))) for index in range(batches)]
         self.statistics = []
         for maps in zip(*taught, strict=True):
             joined = torch.cat([x.transpose(0, 1).flatten(1) for x in maps], 1)
@@ -183,7 +182,7 @@ class Distillation(Run):
         """Regression of the three feature maps and the relational term."""
         if not self.statistics:
             self.measure()
-        batch = self.batch(step)
+        batch = self.batch(self.generator(step))
         targets = standardise(self.teach(batch), self.statistics)
         with self.autocast():
             stride8, stride16 = self.student(normalise(batch))

@@ -161,9 +161,10 @@ class Run(ABC):
         torch.set_num_threads(options.threads)
         torch.manual_seed(options.seed)
 
-    def generator(self, step: int) -> np.random.Generator:
-        """What a step draws from: a function of seed and step and, where there are several, of this process."""
-        return np.random.default_rng([self.settings.seed, step, *(self.ranks if self.ranks.size > 1 else ())])
+    def generator(self, step: int, common: bool = False) -> np.random.Generator:
+        """What a step draws from: a function of seed and step and, unless it is `common` to all, of this process."""
+        own = () if common or self.ranks.size == 1 else self.ranks
+        return np.random.default_rng([self.settings.seed, step, *own])
 
     def autocast(self) -> torch.autocast:
         """Convolutions in bfloat16 inside the block, where the options say so."""
