@@ -102,3 +102,8 @@ def cut(image: NDArray[np.uint8], w: Window, fill: Sequence[int] | None = None) 
         (y0, y1), (x0, x1) = np.clip([top, bottom], 0, height), np.clip([left, right], 0, width)
         padded[y0 - top : y1 - top, x0 - left : x1 - left] = grid[y0:y1, x0:x1]
     return np.asarray(padded[: w.size, : w.size], np.uint8)
+
+
+def template_side(size: NDArray[np.float64], context: float) -> float:
+    """Side of the template region of a target of `size` (w, h): ``sqrt((w + p)(h + p))`` (SiamRPN, eq. 15), pixels."""
+    return float(math.sqrt(np.prod(size + context * size.sum())))

@@ -29,7 +29,7 @@ from torch import Tensor
 from tracker_ros import weights
 from tracker_ros.geometry.anchors import change_penalty, cosine_window, overlap
 from tracker_ros.geometry.boxes import MIN_SIDE, Box
-from tracker_ros.geometry.crops import Window, cut
+from tracker_ros.geometry.crops import Window, cut, template_side
 from tracker_ros.geometry.crops import window as crop_window
 from tracker_ros.geometry.scan import scan_places
 from tracker_ros.networks.inference import choose_device, choose_dtype, prepare
@@ -468,8 +468,3 @@ class SiameseTracker(Tracker[SiameseTarget]):
         if cells not in self._windows:
             self._windows[cells] = torch.from_numpy(cosine_window(cells)).to(self._torch_device)
         return self._windows[cells]
-
-
-def template_side(size: NDArray[np.float64], context: float) -> float:
-    """Side of the template region of a target of `size` (w, h): ``sqrt((w + p)(h + p))`` (SiamRPN, eq. 15), pixels."""
-    return float(math.sqrt(np.prod(size + context * size.sum())))

@@ -1,0 +1,104 @@
+"""Scenes as the frozen backbone sees them, kept in memory so that each trains the heads more than once.
+
+Making a crop and its features costs more than one step of a small head. A replay draws a few fresh scenes a step and
+lets the heads learn from many earlier ones; scene ``i`` is a function of the seed and ``i`` alone, so a resumed run
+draws the present content again and goes on exactly as it would have.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tracker_ros.networks.backbones import SharedBackbone
+from tracker_ros.training.pairs import PairSampler
+
+
+class Maps(NamedTuple):
+    """What `SharedBackbone.maps` gives for N crops: NxC2xHxW at stride 8 and NxC3xH/2xW/2 at stride 16."""
+
+    stage2: Tensor
+    stage3: Tensor
+
+
+class SceneFeatures(NamedTuple):
+    """N scenes.
+
+    Attributes:
+        templates: maps of their templates, (N T) rows, scene by scene.
+        template_boxes: NxTx4 (x, y, w, h), pixels of the template crop.
+        searches: maps of their search crops, (N S) rows, scene by scene.
+        boxes: NxSx4 (x, y, w, h), pixels of the search crop.
+        present: NxS bool.
+    """
+
+    templates: Maps
+    template_boxes: Tensor
+    searches: Maps
+    boxes: Tensor
+    present: Tensor
+
+
+def embed(sampler: PairSampler, backbone: SharedBackbone, rng: np.random.Generator) -> SceneFeatures:
+    """Draw one scene and compute its maps in the backbone's arithmetic and on its device."""
+    scene = sampler.scene(rng)
+    like = backbone.conv1.weight
+
+    def maps(crops: NDArray[np.uint8]) -> Maps:
+        images = torch.from_numpy(np.ascontiguousarray(crops)).to(like.device).permute(0, 3, 1, 2).to(like.dtype)
+        with torch.no_grad():
+            return Maps(*backbone.maps(images))
+
+    return SceneFeatures(
+        maps(scene.templates),
+        torch.from_numpy(scene.template_boxes)[None].to(like.device),
+        maps(scene.searches),
+        torch.from_numpy(scene.boxes)[None].to(like.device),
+        torch.from_numpy(scene.present)[None].to(like.device),
+    )
+
+
+def stack(scenes: list[SceneFeatures]) -> SceneFeatures:
+    """Several scenes as one batch."""
+    return SceneFeatures(
+        Maps(*(torch.cat([s.templates[i] for s in scenes]) for i in range(2))),
+        torch.cat([s.template_boxes for s in scenes]),
+        Maps(*(torch.cat([s.searches[i] for s in scenes]) for i in range(2))),
+        torch.cat([s.boxes for s in scenes]),
+        torch.cat([s.present for s in scenes]),
+    )
+
+
+class Replay:
+    """The last `capacity` scenes of an endless sequence.
+
+    Args:
+        sampler: draws scenes.
+        backbone: frozen, in the arithmetic that it is to compute in.
+        capacity: scenes that are kept; about 1.5 MB each in half precision.
+        key: what scenes are a function of, with their number (seed, rank).
+    """
+
+    def __init__(self, sampler: PairSampler, backbone: SharedBackbone, capacity: int, key: tuple[int, ...]) -> None:
+        self.sampler, self.backbone = sampler, backbone
+        self.capacity, self.key = capacity, key
+        self._drawn = 0
+        self._scenes: dict[int, SceneFeatures] = {}
+
+    def advance(self, count: int) -> None:
+        """Make the content the last `capacity` of the first `count` scenes; only missing ones are drawn."""
+        for number in range(max(self._drawn if self._scenes else 0, count - self.capacity), count):
+            rng = np.random.default_rng([*self.key, number])
+            self._scenes[number % self.capacity] = embed(self.sampler, self.backbone, rng)
+        self._drawn = max(count, self._drawn)
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def take(self, slots: NDArray[np.int64]) -> SceneFeatures:
+        """The scenes in `slots` (0 up to the number of scenes)."""
+        return stack([self._scenes[int(slot)] for slot in slots])
