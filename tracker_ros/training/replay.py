@@ -7,7 +7,8 @@ draws the present content again and goes on exactly as it would have.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -73,32 +74,50 @@ def stack(scenes: list[SceneFeatures]) -> SceneFeatures:
     )
 
 
-class Replay:
-    """The last `capacity` scenes of an endless sequence.
+T = TypeVar("T")
+
+
+class Window(Generic[T]):
+    """The last `capacity` items of an endless sequence.
+
+    Args:
+        draw: makes an item; a function of the generator alone.
+        capacity: items that are kept.
+        key: what items are a function of, with their number (seed, rank).
+    """
+
+    def __init__(self, draw: Callable[[np.random.Generator], T], capacity: int, key: tuple[int, ...]) -> None:
+        self.draw, self.capacity, self.key = draw, capacity, key
+        self._drawn = 0
+        self._items: dict[int, T] = {}
+
+    def advance(self, count: int) -> None:
+        """Make the content the last `capacity` of the first `count` items; only missing ones are drawn."""
+        for number in range(max(self._drawn if self._items else 0, count - self.capacity), count):
+            self._items[number % self.capacity] = self.draw(np.random.default_rng([*self.key, number]))
+        self._drawn = max(count, self._drawn)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, slot: int) -> T:
+        """The item in a slot, 0 up to the number of items."""
+        return self._items[slot]
+
+
+class Replay(Window[SceneFeatures]):
+    """A window of scenes.
 
     Args:
         sampler: draws scenes.
         backbone: frozen, in the arithmetic that it is to compute in.
         capacity: scenes that are kept; about 1.5 MB each in half precision.
-        key: what scenes are a function of, with their number (seed, rank).
+        key: see `Window`.
     """
 
     def __init__(self, sampler: PairSampler, backbone: SharedBackbone, capacity: int, key: tuple[int, ...]) -> None:
-        self.sampler, self.backbone = sampler, backbone
-        self.capacity, self.key = capacity, key
-        self._drawn = 0
-        self._scenes: dict[int, SceneFeatures] = {}
-
-    def advance(self, count: int) -> None:
-        """Make the content the last `capacity` of the first `count` scenes; only missing ones are drawn."""
-        for number in range(max(self._drawn if self._scenes else 0, count - self.capacity), count):
-            rng = np.random.default_rng([*self.key, number])
-            self._scenes[number % self.capacity] = embed(self.sampler, self.backbone, rng)
-        self._drawn = max(count, self._drawn)
-
-    def __len__(self) -> int:
-        return len(self._scenes)
+        super().__init__(lambda rng: embed(sampler, backbone, rng), capacity, key)
 
     def take(self, slots: NDArray[np.int64]) -> SceneFeatures:
         """The scenes in `slots` (0 up to the number of scenes)."""
-        return stack([self._scenes[int(slot)] for slot in slots])
+        return stack([self[int(slot)] for slot in slots])
