@@ -87,12 +87,15 @@ def test_state_decisions() -> None:
     boxes[1], boxes[4], truth[4] = truth[1], BOXES[0], math.nan
     # Frames 1 to 4: a hit called LOST, an absence called LOST, a miss and an absence both called TRACKING.
     counts = metrics.state_decisions(boxes, states, truth)
-    assert counts == StateDecisions(absent=2, lost=2, lost_absent=1, hits=1, lost_hits=1, misses=3, tracking_misses=2)
+    assert counts == StateDecisions(
+        absent=2, lost=2, lost_absent=1, hits=1, lost_hits=1, misses=3, lost_misses=1, tracking_misses=2
+    )
     assert counts.precision == 0.5
     assert counts.recall == 0.5
     assert counts.false_alarms == 1
     assert counts.silent_misses == pytest.approx(2 / 3)
-    assert counts + counts == StateDecisions(4, 4, 2, 2, 2, 6, 4)
+    assert (counts.miss_precision, counts.miss_recall) == (0.5, pytest.approx(1 / 3))
+    assert counts + counts == StateDecisions(4, 4, 2, 2, 2, 6, 2, 4)
 
 
 def test_state_decisions_of_a_perfect_track() -> None:

@@ -13,7 +13,7 @@ import pytest
 import tracker_ros
 from tracker_ros.evaluation import provenance, vot
 from tracker_ros.evaluation import report as reports
-from tracker_ros.evaluation.plots import COLOURS, draw_curves, draw_strip
+from tracker_ros.evaluation.plots import COLOURS, draw_bars, draw_curves, draw_strip
 from tracker_ros.evaluation.runs import Protocol, Track
 from tracker_ros.evaluation.sequences import Sequence, load_sequence
 
@@ -79,6 +79,30 @@ def test_reliability_sorts_frames_by_score(pair, tracks) -> None:
     assert good["iou"][0] is None
     assert bad["iou"][0] == 0
     assert good["score"][0] == 0.05
+    assert good["hits"][9] == pytest.approx(6 / 7)
+    # All of a tracker's scores are alike: the error is how far they are from its hits.
+    assert good["ece"] == pytest.approx(0.95 - 6 / 7)
+    assert bad["ece"] == pytest.approx(0.05)
+
+
+def test_the_calibration_error_weighs_bins_by_their_frames(make_sequence) -> None:
+    sequence = load_sequence(make_sequence("s", ["10,10,8,8"] * 9))
+    track = _track(sequence)
+    track.boxes[5:, 0] += 50  # four hits after the first frame, then four misses
+    track.scores[1:] = [1.0, 0.96, 0.92, 0.6, 0.92, 0.1, 0.12, 0.14]
+    # Bins: 0.92 to 1 (three of four hit, mean 0.95), 0.6 (one of one), 0.1 to 0.14 (none of three, mean 0.12).
+    error = reports.reliability({"s": track}, [sequence])["ece"]
+    assert error == pytest.approx((4 * 0.2 + 1 * 0.4 + 3 * 0.12) / 8)
+
+
+def test_bars_are_as_high_as_the_root_of_their_counts() -> None:
+    picture = draw_bars("frames", [[4, 0], [1, 16]], (900, 180))
+    assert picture.shape == (180, 900, 3)
+    # Two groups of 395 px from column 80 on, two bars each; the axis lies at row 165 and the highest at row 40.
+    heights = []
+    for x, colour in ((200, COLOURS[0]), (360, COLOURS[1]), (595, COLOURS[0]), (755, COLOURS[1])):
+        heights.append(int(_near(picture[:, x], colour).sum()))
+    assert heights == pytest.approx([125 / 2, 125 / 4, 1, 125], abs=2)
 
 
 def test_table_ranks_by_auc(pair, tracks) -> None:
@@ -173,7 +197,7 @@ def test_a_tracker_has_one_colour_in_plots_and_strips(pair, tracks, tmp_path: Pa
 
 
 def _near(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    return np.abs(picture.astype(int) - colour).max(2) < 40
+    return np.abs(picture.astype(int) - colour).max(-1) < 40
 
 
 def test_curves_are_drawn_where_they_belong() -> None:

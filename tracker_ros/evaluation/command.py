@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from tracker_ros.evaluation import provenance
+from tracker_ros.evaluation import calibration, provenance
 from tracker_ros.evaluation import report as reports
 from tracker_ros.evaluation.bags import is_bag, load_bag
+from tracker_ros.evaluation.flights import load_flights
 from tracker_ros.evaluation.runs import PROTOCOLS, Protocol, run_all
 from tracker_ros.evaluation.sequences import Sequence, find_sequences
-from tracker_ros.evaluation.specs import parse_specs
+from tracker_ros.evaluation.specs import TrackerSpec, parse_specs
+from tracker_ros.evaluation.stills import load_stills
 from tracker_ros.geometry.boxes import Box
 
 
@@ -23,9 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tracker", nargs="+", required=True, metavar="NAME",
         help="trackers; NAME:field=value,... changes options, so that one tracker can run in several forms",
     )  # fmt: skip
+    parser.add_argument("--sequences", type=Path, metavar="PATH", help="folder of sequences, one of them, or a rosbag2")
     parser.add_argument(
-        "--sequences", type=Path, required=True, metavar="PATH", help="folder of sequences, one of them, or a rosbag2"
-    )
+        "--flights", nargs="+", type=int, default=[], metavar="SEED",
+        help="simulated flights with these seeds, 20 s each, in which the target leaves and is hidden",
+    )  # fmt: skip
+    parser.add_argument(
+        "--stills", type=Path, metavar="DIR",
+        help="clips made of the images that are not trained on, of a folder with boxes.csv and jpg/",
+    )  # fmt: skip
+    parser.add_argument("--clips", type=int, default=40, help="number of clips made of --stills")
     parser.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="sequences to take (otb_*)")
     parser.add_argument("--exclude", nargs="+", default=[], metavar="PATTERN", help="sequences to leave out")
     parser.add_argument("--one-based", action="store_true", help="the truth counts pixels from 1 (OTB and UAV123)")
@@ -41,6 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--realtime", type=float, metavar="FPS",
         help="frames come at this rate: a result counts on the frame that is current when it is ready (ope only)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--calibrate", action="store_true",
+        help="suggest thresholds for the trackers' states instead of measuring them: calibration.json and .txt",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("out/evaluation"), metavar="DIR", help="where results go")
     parser.add_argument("--resume", action="store_true", help="take results of the same options that --out has already")
@@ -61,15 +76,14 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--jobs must be at least 1, and exactly 1 with --realtime, as processes slow each other")
     specs = parse_specs(args.tracker, args.settings, args.device)
     sequences = load_sequences(args)
+    if args.calibrate:
+        return _calibrate(args, specs, sequences)
     known = all(sequence.known for sequence in sequences)
     if not known and protocol.name == "vot":
         raise ValueError("--protocol vot needs the truth, to see failures; give --truth-topic")
     # One that can't be built should say so now, not after the others have run.
     built = {spec.label: {"device": spec.create().device, "files": spec.files} for spec in specs}
-    total = len(specs) * sum(len(s) for s in sequences)
-    # In a log file, where a bar cannot be drawn over, one line every ten seconds is enough.
-    pause = 0.1 if sys.stderr.isatty() else 10.0
-    with tqdm(total=total, unit="frame", smoothing=0.05, mininterval=pause) as bar:
+    with _bar(len(specs) * sum(len(s) for s in sequences)) as bar:
 
         def on_frames(label: str, frames: int) -> None:
             bar.set_description(label, refresh=False)
@@ -90,8 +104,54 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _calibrate(args: argparse.Namespace, specs: list[TrackerSpec], sequences: list[Sequence]) -> int:
+    if not all(sequence.known for sequence in sequences):
+        raise ValueError("--calibrate needs the truth; give --truth-topic")
+    if args.protocol != "ope" or args.realtime is not None or args.jobs != 1 or args.resume:
+        raise ValueError("--calibrate goes without --protocol, --realtime, --jobs and --resume")
+    built = {spec.label: {"device": spec.create().device, "files": spec.files} for spec in specs}
+    report: dict[str, Any] = {"seed": args.seed, "sequences": [s.name for s in sequences], "trackers": {}}
+    report["origin"] = provenance.describe(args.command_line, built)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with _bar(2 * len(specs) * sum(len(s) for s in sequences)) as bar:
+        for spec in specs:
+            bar.set_description(spec.label, refresh=False)
+            samples = calibration.gather(spec, sequences, seed=args.seed, on_frame=bar.update)
+            report["trackers"][spec.label] = calibration.calibrate(spec, samples)
+            # After each tracker, so that an interruption leaves those that were done.
+            (args.out / "calibration.json").write_text(json.dumps(reports.finite(report), indent=1) + "\n")
+    words = calibration.text(report)
+    origin = provenance.text(report["origin"]) + f"\nseed: {args.seed}"
+    (args.out / "calibration.txt").write_text(f"{words}\n\n{origin}\n")
+    print(f"{words}\n\ncalibration: {args.out / 'calibration.json'}")
+    return 0
+
+
+def _bar(frames: int) -> Any:
+    # In a log file, where a bar cannot be drawn over, one line every ten seconds is enough.
+    return tqdm(total=frames, unit="frame", smoothing=0.05, mininterval=0.1 if sys.stderr.isatty() else 10.0)
+
+
 def load_sequences(args: argparse.Namespace) -> list[Sequence]:
-    """The sequences that the arguments name."""
+    """The sequences that the arguments name.
+
+    Raises:
+        ValueError: none, or options that do not go with what they name.
+    """
+    made = load_flights(args.flights)
+    if args.stills is not None:
+        made += load_stills(args.stills, args.clips, seed=args.seed)
+    if args.sequences is not None:
+        return [*_read_sequences(args), *made]
+    if not made:
+        raise ValueError("nothing to run over: give --sequences, --flights or --stills")
+    for name in ("image_topic", "truth_topic", "box", "only", "exclude", "one_based"):
+        if getattr(args, name):
+            raise ValueError(f"--{name.replace('_', '-')} goes with --sequences only")
+    return made
+
+
+def _read_sequences(args: argparse.Namespace) -> list[Sequence]:
     if is_bag(args.sequences):
         box = None if args.box is None else _box(args.box)
         topics = {"image_topic": args.image_topic, "truth_topic": args.truth_topic}

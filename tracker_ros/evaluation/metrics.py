@@ -151,6 +151,7 @@ class StateDecisions:
         hits: frames in which its box overlapped the target by more than 0.5.
         lost_hits: of those, the ones in which it said LOST.
         misses: frames in which its box did not touch the target, or there was none.
+        lost_misses: of those, the ones in which it said LOST.
         tracking_misses: of those, the ones in which it said TRACKING.
     """
 
@@ -160,6 +161,7 @@ class StateDecisions:
     hits: int = 0
     lost_hits: int = 0
     misses: int = 0
+    lost_misses: int = 0
     tracking_misses: int = 0
 
     @property
@@ -176,6 +178,16 @@ class StateDecisions:
     def false_alarms(self) -> float:
         """Part of the hits in which the tracker said LOST; NaN if there are none."""
         return _ratio(self.lost_hits, self.hits)
+
+    @property
+    def miss_precision(self) -> float:
+        """Part of the LOST frames that were misses; NaN if there are none."""
+        return _ratio(self.lost_misses, self.lost)
+
+    @property
+    def miss_recall(self) -> float:
+        """Part of the misses in which the tracker said LOST; NaN if there are none."""
+        return _ratio(self.lost_misses, self.misses)
 
     @property
     def silent_misses(self) -> float:
@@ -199,7 +211,7 @@ def state_decisions(boxes: Array, states: NDArray[np.int64], truth: Array) -> St
     overlap = np.where(absent, 0.0, pairwise_iou(boxes[1:], np.where(absent[:, None], 0.0, truth[1:])))
     lost, tracking = states[1:] == TrackState.LOST, states[1:] == TrackState.TRACKING
     hit, miss = overlap > 0.5, overlap <= 0
-    flags = (absent, lost, absent & lost, hit, hit & lost, miss, miss & tracking)
+    flags = (absent, lost, absent & lost, hit, hit & lost, miss, miss & lost, miss & tracking)
     return StateDecisions(*(int(flag.sum()) for flag in flags))
 
 

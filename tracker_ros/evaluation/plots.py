@@ -91,6 +91,40 @@ def draw_curves(
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
+def draw_bars(title: str, counts: Sequence[Sequence[int]], size: tuple[int, int] = (900, 180)) -> Frame:
+    """Draw counts as bars with their numbers: a group a bin, a bar a curve, below a picture of `draw_curves`.
+
+    Args:
+        title: text (ASCII).
+        counts: for each curve, its counts in bins of equal width.
+        size: width and height of the picture in pixels.
+
+    Returns:
+        HxWx3 uint8, BGR.
+    """
+    width, height = size
+    left, top, right, bottom = 80, 40, width - 30, height - 15
+    image = np.full((height, width, 3), 255, np.uint8)
+    highest = max((max(own, default=0) for own in counts), default=0) or 1
+    for number, own in enumerate(counts):
+        for k, count in enumerate(own):
+            group = (right - left) / len(own)
+            x1 = left + group * (k + 0.1 + 0.8 * number / len(counts))
+            x2 = left + group * (k + 0.1 + 0.8 * (number + 1) / len(counts))
+            # The root lets rare scores be seen beside frequent ones; the numbers say how many there are.
+            y = round(bottom - (bottom - top) * (count / highest) ** 0.5)
+            cv2.rectangle(image, (round(x1), y), (round(x2) - 1, bottom), COLOURS[number % len(COLOURS)], -1)
+            if len(counts) <= 3 and count:
+                words = str(count)
+                w = cv2.getTextSize(words, _FONT, 0.33, 1)[0][0]
+                at = round((x1 + x2 - w) / 2), y - 4
+                cv2.putText(image, words, at, _FONT, 0.33, _INK, 1, cv2.LINE_AA)
+    cv2.line(image, (left, bottom), (right, bottom), _INK, 1)
+    w = cv2.getTextSize(title, _FONT, 0.5, 1)[0][0]
+    cv2.putText(image, title, ((left + right - w) // 2, 16), _FONT, 0.5, _INK, 1, cv2.LINE_AA)
+    return image
+
+
 def draw_strip(
     sequence: seq.Sequence, boxes: Mapping[str, NDArray[np.float64]], count: int = 8, height: int = 200
 ) -> Frame:

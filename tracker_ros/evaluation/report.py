@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tracker_ros.evaluation import metrics, provenance, vot
 from tracker_ros.evaluation import sequences as seq
-from tracker_ros.evaluation.plots import draw_curves, draw_strip
+from tracker_ros.evaluation.plots import draw_bars, draw_curves, draw_strip
 from tracker_ros.evaluation.runs import ONE_PASS, Protocol, Track
 
 #: Measures that are averaged over the sequences.
@@ -23,7 +23,7 @@ MEASURES = ("auc", "auc_later", "precision", "normalized_precision", "op50", "op
 #: Measures over the frames of all sequences, as the GOT-10k toolkit pools them.
 POOLED = ("ao", "sr50", "sr75")
 #: How true the states are; see `metrics.StateDecisions`.
-STATES = ("precision", "recall", "false_alarms", "silent_misses")
+STATES = ("precision", "recall", "miss_precision", "miss_recall", "false_alarms", "silent_misses")
 CURVES = ("success", "precisions", "normalized_precisions")
 
 #: Columns of the tables: head, where the report has the number, digits.
@@ -32,9 +32,10 @@ _COLUMNS = {
         ("AUC", "mean.auc", 3), ("AUC*", "mean.auc_later", 3), ("Prec", "mean.precision", 3),
         ("NPrec", "mean.normalized_precision", 3), ("OP50", "mean.op50", 3), ("OP75", "mean.op75", 3),
         ("AO", "pooled.ao", 3), ("SR50", "pooled.sr50", 3), ("SR75", "pooled.sr75", 3),
-        ("LostP", "states.precision", 3), ("LostR", "states.recall", 3), ("LostHit", "states.false_alarms", 3),
-        ("SilMiss", "states.silent_misses", 3), ("ms p50", "milliseconds.p50", 1), ("ms p99", "milliseconds.p99", 1),
-        ("skip", "skipped", 3),
+        ("LostP", "states.precision", 3), ("LostR", "states.recall", 3), ("MissP", "states.miss_precision", 3),
+        ("MissR", "states.miss_recall", 3), ("LostHit", "states.false_alarms", 3),
+        ("SilMiss", "states.silent_misses", 3), ("ECE", "reliability.ece", 3), ("ms p50", "milliseconds.p50", 1),
+        ("ms p99", "milliseconds.p99", 1), ("skip", "skipped", 3),
     ),
     "vot": (
         ("A", "accuracy", 3), ("R", "robustness", 3), ("fail", "failures", 0), ("f/100", "failure_rate", 2),
@@ -45,9 +46,10 @@ _COLUMNS = {
 _LEGENDS = {
     "ope": (
         "AUC*: AUC without the first frame, whose box is given.\n"
-        "LostP, LostR: precision and recall of LOST on frames without the target. LostHit: hits (IoU > 0.5) called "
-        "LOST.\nSilMiss: misses (no overlap, or no target) called TRACKING. skip: frames that the tracker did not "
-        "look at."
+        "LostP, LostR: precision and recall of LOST on frames without the target. MissP, MissR: the same on all misses "
+        "(no overlap, or no\ntarget). LostHit: hits (IoU > 0.5) called LOST. SilMiss: misses called TRACKING. "
+        "ECE: expected calibration error, how far the\nscore is from the chance of a hit. "
+        "skip: frames that the tracker did not look at."
     ),
     "vot": (
         f"A: mean IoU without the {vot.BURN_IN} frames from each start on. fail: frames without overlap; each is "
@@ -74,8 +76,8 @@ def summarize(
         (``mean``, ``p50``, ``p99`` a frame and ``init_p50``), ``sequences`` with the numbers of each, and
 
         - for ``ope``: ``mean`` (`MEASURES` and `CURVES` over sequences), ``pooled`` (`POOLED` over frames), ``states``
-          (`STATES` and what they count), ``reliability`` (mean IoU a score bin) and ``skipped`` (part of the frames
-          that were not looked at);
+          (`STATES` and what they count), ``reliability`` (see `reliability`) and ``skipped`` (part of the frames that
+          were not looked at);
         - for ``vot``: ``accuracy``, ``robustness``, ``failure_rate``, ``failures``, ``frames`` and ``judged``, of all
           sequences together; see `vot.VotScores`.
     """
@@ -152,8 +154,10 @@ def reliability(tracks: Mapping[str, Track], sequences: Sequence[seq.Sequence], 
     """How true the scores are: frames sorted by score into `bins` of equal width.
 
     Returns:
-        ``score`` (middle of the bin), ``iou`` (mean; 0 for frames without the target; None in empty bins) and
-        ``frames``, a list each.
+        ``score`` (middle of the bin), ``iou`` (mean; 0 for frames without the target; None in empty bins), ``hits``
+        (part with an IoU above 0.5) and ``frames``, a list each; and ``ece``, the expected calibration error (Guo et
+        al., "On calibration of modern neural networks", ICML 2017, eq. 3): the mean over frames of the distance
+        between the mean score of their bin and its hits.
     """
     said = np.concatenate([tracks[s.name].scores[1:] for s in sequences])
     ious = []
@@ -163,9 +167,15 @@ def reliability(tracks: Mapping[str, Track], sequences: Sequence[seq.Sequence], 
         ious.append(own)
     iou = np.concatenate(ious)
     index = np.clip((said * bins).astype(int), 0, bins - 1)
-    means = [float(iou[index == k].mean()) if (index == k).any() else None for k in range(bins)]
-    middles = [round((k + 0.5) / bins, 4) for k in range(bins)]
-    return {"score": middles, "iou": means, "frames": [int((index == k).sum()) for k in range(bins)]}
+    inside = [index == k for k in range(bins)]
+    gaps = [own.sum() * abs(said[own].mean() - (iou[own] > 0.5).mean()) for own in inside if own.any()]
+    return {
+        "score": [round((k + 0.5) / bins, 4) for k in range(bins)],
+        "iou": [float(iou[own].mean()) if own.any() else None for own in inside],
+        "hits": [float((iou[own] > 0.5).mean()) if own.any() else None for own in inside],
+        "frames": [int(own.sum()) for own in inside],
+        "ece": float(sum(gaps) / len(said)) if len(said) else math.nan,
+    }
 
 
 def table(report: Mapping[str, Any], *, per_sequence: bool = True) -> str:
@@ -239,7 +249,7 @@ def write(
     """
     out.mkdir(parents=True, exist_ok=True)
     files = [out / "report.json", out / "report.txt"]
-    files[0].write_text(json.dumps(_finite(report), indent=1) + "\n")
+    files[0].write_text(json.dumps(finite(report), indent=1) + "\n")
     files[1].write_text(table(report) + "\n")
     for name, picture in plots(report).items():
         files.append(out / f"{name}.png")
@@ -271,9 +281,12 @@ def plots(report: Mapping[str, Any]) -> dict[str, NDArray[np.uint8]]:
 
     count = len(report["sequences"])
     trust = {
-        label: (np.array(own["reliability"]["score"]), np.array(own["reliability"]["iou"], np.float64))
+        f"{label} [{own['reliability']['ece']:.3f}]": (
+            np.array(own["reliability"]["score"]), np.array(own["reliability"]["iou"], np.float64)
+        )
         for label, own in ranked
-    }
+    }  # fmt: skip
+    counts = [own["reliability"]["frames"] for _, own in ranked]
     return {
         "success": draw_curves(
             f"Success, {count} sequences [AUC]", "overlap threshold", "success rate",
@@ -287,14 +300,17 @@ def plots(report: Mapping[str, Any]) -> dict[str, NDArray[np.uint8]]:
             f"Normalised precision, {count} sequences [at 0.2]", "centre error threshold (target sizes)", "precision",
             curves("normalized_precisions", metrics.NORMALIZED_THRESHOLDS, "normalized_precision"),
         ),
-        "reliability": draw_curves("Reliability of the score", "score", "mean IoU", trust, x_max=1.0),
+        "reliability": np.vstack([
+            draw_curves("Reliability of the score [ECE]", "score", "mean IoU", trust, x_max=1.0),
+            draw_bars("frames in each tenth of the score", counts),
+        ]),
     }  # fmt: skip
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The value with None for NaN, which is no JSON."""
     if isinstance(value, Mapping):
-        return {key: _finite(v) for key, v in value.items()}
+        return {key: finite(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from tracker_ros.evaluation.metrics import visible_overlaps
 from tracker_ros.evaluation.process import set_seeds, set_threads, synchronize
 from tracker_ros.evaluation.specs import TrackerSpec
 from tracker_ros.geometry.boxes import Box, InvalidBox, validate_init_box
-from tracker_ros.trackers.base import Tracker, TrackState
+from tracker_ros.trackers.base import Estimate, Tracker, TrackState
 
 Array = NDArray[np.float64]
 
@@ -51,6 +51,7 @@ class Track:
         size: width and height of the images in pixels.
         starts: frames on which it was started.
         failures: frames on which it lost the target, by the VOT protocol.
+        cues: the named numbers that the states were decided on, N values each (NaN where there is none).
     """
 
     boxes: Array
@@ -60,6 +61,7 @@ class Track:
     size: tuple[int, int]
     starts: tuple[int, ...] = (0,)
     failures: tuple[int, ...] = ()
+    cues: dict[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -129,15 +131,14 @@ def track_sequence(
     set_seeds(seed)
     count = len(sequence)
     first = sequence.frame(0)
-    boxes = np.full((count, 4), np.nan)
-    scores, seconds = np.full(count, np.nan), np.full(count, np.nan)
-    states = np.full(count, int(TrackState.TRACKING), np.int64)
+    seconds = np.full(count, np.nan)
+    said = _Said(count)
 
     begin = clock()
     tracker.initialize(first, sequence.first_box)
     synchronize(tracker)
     seconds[0] = clock() - begin
-    boxes[0], scores[0] = sequence.first_box, 1.0
+    said.start(0, sequence.first_box)
     on_frame()
 
     now, done = float(seconds[0]), 0
@@ -154,14 +155,15 @@ def track_sequence(
         now += float(seconds[index])
         shown = index if realtime is None else max(index, math.ceil(now * realtime - 1e-9) - 1)
         if shown < count:
-            boxes[shown], scores[shown], states[shown] = estimate.box, estimate.score, int(estimate.state)
+            said.take(shown, estimate)
         done = index
         on_frame()
 
     # Until the next answer is ready, the last one stands.
-    latest = np.maximum.accumulate(np.where(np.isnan(boxes[:, 0]), 0, np.arange(count)))
+    latest = np.maximum.accumulate(np.where(np.isnan(said.boxes[:, 0]), 0, np.arange(count)))
     size = first.shape[1], first.shape[0]
-    return Track(boxes[latest], scores[latest], states[latest], seconds, size)
+    cues = {name: values[latest] for name, values in said.cues.items()}
+    return Track(said.boxes[latest], said.scores[latest], said.states[latest], seconds, size, cues=cues)
 
 
 def track_supervised(
@@ -187,9 +189,8 @@ def track_supervised(
     """
     set_seeds(seed)
     count = len(sequence)
-    boxes = np.full((count, 4), np.nan)
-    scores, seconds = np.full(count, np.nan), np.full(count, np.nan)
-    states = np.full(count, int(TrackState.IDLE), np.int64)
+    seconds = np.full(count, np.nan)
+    said = _Said(count)
     starts: list[int] = []
     failures: list[int] = []
     size = (0, 0)
@@ -200,8 +201,8 @@ def track_supervised(
             begin = clock()
             estimate = tracker.track(frame)
             seconds[index] = clock() - begin
-            boxes[index], scores[index], states[index] = estimate.box, estimate.score, int(estimate.state)
-            if visible_overlaps(boxes[[index]], sequence.truth[[index]], size)[0] == 0:
+            said.take(index, estimate)
+            if visible_overlaps(said.boxes[[index]], sequence.truth[[index]], size)[0] == 0:
                 failures.append(index)
                 running, earliest = False, index + RESTART_AFTER
         elif index >= earliest:
@@ -209,19 +210,38 @@ def track_supervised(
             size = frame.shape[1], frame.shape[0]
             box = Box(*(float(v) for v in sequence.truth[index]))
             # The first box must do; if a later one does not, the next one may.
-            if index == 0 or _can_start(box, size):
+            if index == 0 or can_start(box, size):
                 begin = clock()
                 tracker.initialize(frame, box)
                 synchronize(tracker)
                 seconds[index] = clock() - begin
-                boxes[index], scores[index], states[index] = box, 1.0, int(TrackState.TRACKING)
+                said.start(index, box)
                 starts.append(index)
                 running = True
         on_frame()
-    return Track(boxes, scores, states, seconds, size, tuple(starts), tuple(failures))
+    return Track(said.boxes, said.scores, said.states, seconds, size, tuple(starts), tuple(failures), said.cues)
 
 
-def _can_start(box: Box, size: tuple[int, int]) -> bool:
+class _Said:
+    """What a tracker says, frame by frame: the fields of a `Track`, NaN and IDLE where nothing was said."""
+
+    def __init__(self, count: int) -> None:
+        self.boxes = np.full((count, 4), np.nan)
+        self.scores = np.full(count, np.nan)
+        self.states = np.full(count, int(TrackState.IDLE), np.int64)
+        self.cues: dict[str, Array] = {}
+
+    def start(self, index: int, box: Box) -> None:
+        self.boxes[index], self.scores[index], self.states[index] = box, 1.0, int(TrackState.TRACKING)
+
+    def take(self, index: int, estimate: Estimate) -> None:
+        self.boxes[index], self.scores[index], self.states[index] = estimate.box, estimate.score, int(estimate.state)
+        for name, value in estimate.cues.items():
+            self.cues.setdefault(name, np.full(len(self.scores), np.nan))[index] = value
+
+
+def can_start(box: Box, size: tuple[int, int]) -> bool:
+    """Whether a track can start on `box` in an image of `size` (width, height)."""
     try:
         validate_init_box(box, *size)
     except InvalidBox:
@@ -338,6 +358,7 @@ def _save(out: Path, spec: TrackerSpec, sequence: seq.Sequence, protocol: Protoc
         "scores": _rounded(track.scores, 6),
         "states": track.states.tolist(),
         "seconds": _rounded(track.seconds, 6),
+        "cues": {name: _rounded(values, 6) for name, values in track.cues.items()},
     }
     if sequence.stamps:
         data["stamps"] = list(sequence.stamps)
@@ -370,4 +391,5 @@ def _load(out: Path, spec: TrackerSpec, sequence: seq.Sequence, protocol: Protoc
         (int(data["size"][0]), int(data["size"][1])),
         tuple(data["starts"]),
         tuple(data["failures"]),
+        {name: np.array(values, np.float64) for name, values in data.get("cues", {}).items()},
     )

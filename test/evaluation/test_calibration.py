@@ -1,0 +1,147 @@
+"""Thresholds from cues: the arithmetic on made-up cues, and a whole run with a tracker whose score is known."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tracker_ros.cli import main
+from tracker_ros.evaluation.calibration import Samples, auroc, best_threshold, calibrate, gather, quality
+from tracker_ros.evaluation.sequences import load_sequence
+from tracker_ros.evaluation.specs import TrackerSpec
+from tracker_ros.trackers import registry
+from tracker_ros.trackers.base import Estimate, Tracker, TrackerOptions, TrackState, option
+
+
+def test_the_best_threshold_lies_in_the_widest_gap() -> None:
+    assert best_threshold(np.array([0.8, 0.9]), np.array([0.1, 0.2])) == pytest.approx(0.5)
+    # One of three hits scores like a miss; losing it costs less than any other choice.
+    assert best_threshold(np.array([0.15, 0.8, 0.9]), np.array([0.1, 0.2, 0.3])) == pytest.approx(0.55)
+    # 90 negatives below and 10 above, 10 positives of which 5 above: counted by part, not by number.
+    positives = np.array([0.4] * 5 + [0.8] * 5)
+    assert best_threshold(positives, np.array([0.2] * 90 + [0.6] * 10)) == pytest.approx(0.3)
+
+
+def test_auroc_counts_ties_half() -> None:
+    assert auroc(np.array([0.5, 0.9]), np.array([0.1, 0.2])) == 1
+    assert auroc(np.array([0.5]), np.array([0.5, 0.5])) == 0.5
+    rng = np.random.default_rng(0)
+    on, off = rng.normal(1, 1, 200), rng.normal(0, 1, 300)
+    assert auroc(on, off) == pytest.approx((on[:, None] > off).mean())
+
+
+def _samples() -> Samples:
+    """100 hits that score 0.5 to 1, 100 misses that score 0 to 0.4 but for ten beside a double that score 0.9."""
+    hits, misses = np.linspace(0.5, 1, 100), np.concatenate([np.linspace(0, 0.4, 90), np.full(10, 0.9)])
+    return Samples(
+        [*hits, 0.45, *misses],
+        [*np.linspace(0, 0.6, 100), 0.5, *np.full(90, 0.1), *np.full(10, 0.95)],
+        [math.nan] * 201,
+        [0.8] * 100 + [0.3] + [0.0] * 100,
+        [False] * 151 + [True] * 50,
+        list(np.linspace(0.2, 0.7, 101)),
+    )
+
+
+def test_thresholds_follow_from_the_cues() -> None:
+    report = calibrate(TrackerSpec("siamrpn", "siamrpn", {}), _samples())
+    assert report["frames"] == {"hits": 100, "between": 1, "misses": 100, "absent": 50, "lost_absent": 101}
+    suggested = report["suggested"]
+    assert suggested["good_score"] == pytest.approx(0.45, abs=0.001), "the middle of the gap"
+    assert suggested["not_found_threshold"] == pytest.approx(0.45, abs=0.001), "no more than good_score"
+    assert suggested["regain_score"] == pytest.approx(0.69, abs=0.001), "2 % of the searches score higher"
+    assert suggested["distractor_threshold"] == pytest.approx((0.6 + 0.95) / 2, abs=0.001)
+    assert "min_sharpness" not in suggested, "there is no such cue"
+    assert set(report["cues"]) == {"score", "distractor"}
+    new = report["quality"]["suggested"]
+    assert (new["good_hits"], new["good_misses"], new["bad_hits"], new["bad_misses"]) == (1, 0, 0, 0.9)
+    assert new["false_regains"] == pytest.approx(2 / 101)
+    assert "--set siamrpn.good_score=0.45" in report["set"]
+
+
+def test_without_misses_nothing_is_suggested() -> None:
+    samples = Samples([0.9], [0.0], [1.0], [0.8], [False])
+    report = calibrate(TrackerSpec("kcf", "kcf", {}), samples)
+    assert (report["suggested"], report["cues"], report["set"]) == ({}, {}, "")
+    assert math.isnan(quality(samples, {"good_score": 0.5, "bad_score": 0.2}, "bad_score")["good_misses"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(TrackerOptions):
+    """See `Sleeper`."""
+
+    good_score: float = option(0.5, "", low=0.0, high=1.0)
+    not_found_threshold: float = option(0.5, "", low=0.0, high=1.0)
+
+
+class Sleeper(Tracker):
+    """Never moves, and scores by the grey level of the frame. Notes on which frames it was started."""
+
+    starts: list[int] = []
+    seen: list[int] = []
+
+    def start(self, frame, boxes):
+        self.starts.append(int(frame[0, 0, 0]))
+        return list(boxes)
+
+    def step(self, frame, targets):
+        level = int(frame[0, 0, 0])
+        self.seen.append(level)
+        return [Estimate(box, level / 100, TrackState.TRACKING, box) for box in targets]
+
+
+@pytest.fixture
+def sleeper(monkeypatch) -> TrackerSpec:
+    entry = registry.Entry("sleeper", "", lambda: (lambda name, options: Sleeper(name, options), Options()))
+    monkeypatch.setattr(registry, "DEFAULT", registry.Registry((entry,)))
+    Sleeper.starts, Sleeper.seen = [], []
+    return TrackerSpec("sleeper", "sleeper", {})
+
+
+def test_a_lost_track_counts_for_a_while_and_is_started_again(make_sequence, sleeper) -> None:
+    away = ["30,30,8,8"] * 20
+    sequence = load_sequence(make_sequence("s", ["10,10,8,8"] * 4 + away + ["nan,nan,nan,nan"] * 6))
+    samples = gather(sleeper, [sequence])
+    # Frames 1 to 3 are hits, 4 to 13 misses; it is started again on 14, stays on the target, and loses it for good.
+    assert Sleeper.starts == [0, 14, 0]
+    assert samples.score == [i / 100 for i in [*range(1, 14), *range(15, 30)]]
+    assert samples.overlap == [1.0] * 3 + [0.0] * 10 + [1.0] * 9 + [0.0] * 6
+    assert samples.absent == [False] * 22 + [True] * 6
+    # Then it is held LOST and sees only the frames without the target.
+    assert samples.lost_scores == [i / 100 for i in range(24, 30)]
+
+
+def test_no_track_starts_on_a_target_cut_by_the_border(make_sequence, sleeper) -> None:
+    rows = ["10,10,8,8"] + ["nan,nan,nan,nan"] * 10 + ["0,20,6,8", "0,20,8,8", "4,20,8,8", "5,20,8,8"]
+    gather(sleeper, [load_sequence(make_sequence("s", rows))])
+    assert Sleeper.starts == [0, 13, 0]
+
+
+def test_the_command_writes_thresholds(make_sequence, tmp_path: Path, capsys) -> None:
+    """KCF on a patch that vanishes: bright noise on noise, so that its score falls."""
+    rng = np.random.default_rng(0)
+    folder = make_sequence("s", ["20,16,16,16"] * 8 + ["nan,nan,nan,nan"] * 4)
+    patch, ground = rng.integers(100, 255, (16, 16, 3)), rng.integers(0, 100, (48, 64, 3))
+    for i, path in enumerate(sorted((folder / "img").iterdir())):
+        frame = ground.astype(np.uint8)
+        if i < 8:
+            frame[16:32, 20:36] = patch
+        cv2.imwrite(str(path), frame)
+    call = ["evaluate", "--calibrate", "--tracker", "kcf", "--sequences", str(folder), "--out", str(tmp_path / "out")]
+    assert main(call) == 0
+    report = json.loads((tmp_path / "out" / "calibration.json").read_text(), parse_constant=pytest.fail)
+    own = report["trackers"]["kcf"]
+    assert own["frames"]["hits"] == 7
+    assert own["quality"]["suggested"]["good_hits"] == 1
+    assert own["quality"]["suggested"]["good_misses"] == 0
+    assert set(own["suggested"]) == {"good_score", "bad_score"}
+    assert own["set"] in capsys.readouterr().out
+    assert "command: tracker_ros evaluate --calibrate" in (tmp_path / "out" / "calibration.txt").read_text()
+    assert main([*call, "--realtime", "30"]) == 2
+    assert "--calibrate goes without" in capsys.readouterr().err
