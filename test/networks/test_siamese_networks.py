@@ -13,7 +13,7 @@ from tracker_ros.networks import siamrn
 from tracker_ros.networks.clnet import AdjustedKernels
 from tracker_ros.networks.inference import prepare
 from tracker_ros.networks.siamese import Kernels, central, gather, split
-from tracker_ros.networks.siamrn import FusedRelation
+from tracker_ros.networks.siamrn import FusedRelation, RelationParts
 
 
 def _crops(count: int, size: int, seed: int = 0) -> Tensor:
@@ -210,3 +210,53 @@ def test_the_relation_detector_of_a_gpu_needs_no_taps(monkeypatch: pytest.Monkey
     by_taps = fused.match(features, template, boxes)
     monkeypatch.setattr(siamrn, "_sparse", lambda device: False)
     torch.testing.assert_close(fused.match(features, template, boxes), by_taps, atol=1e-5, rtol=1e-4)
+
+
+ABLATIONS = (
+    RelationParts(global_detector=False),
+    RelationParts(local_detector=False),
+    RelationParts(patch_detector=False),
+    RelationParts(self_attention=False),
+    RelationParts(global_detector=False, local_detector=False, self_attention=False),
+)
+
+
+@torch.no_grad()
+def test_parts_of_the_relation_detector_switch_off_in_both_forms_alike() -> None:
+    net: Any = build("siamrn")
+    kernels, targets, features, boxes = _relation_inputs(net, 1)
+    whole = net.match(features, targets, boxes)
+    results = []
+    for net.parts in ABLATIONS:
+        results.append(net.match(features, targets, boxes))
+        fused = FusedRelation(net)
+        found = fused.match(features, fused.template(kernels, targets), boxes)
+        torch.testing.assert_close(found, results[-1], atol=1e-5, rtol=1e-4)
+    for i, one in enumerate(results):
+        assert (one - whole).abs().max() > 1e-3
+        assert all((one - other).abs().max() > 1e-3 for other in results[:i])
+    with pytest.raises(ValueError, match="at least one"):
+        RelationParts(global_detector=False, local_detector=False, patch_detector=False)
+
+
+def test_the_fused_relation_detector_has_the_gradients_of_the_one_box_by_box() -> None:
+    """Also with a second target on the same crop, which shares the crop's maps."""
+    net: Any = build("siamrn")
+    with torch.no_grad():
+        kernels, targets, features, boxes = _relation_inputs(net, 2)
+    first, second = boxes[:, :20], boxes[:, 7:30]
+    swapped = [level.flip(0) for level in targets]
+
+    def gradients(scores: list[Tensor]) -> dict[str, Tensor]:
+        net.zero_grad()
+        sum((score.square() * torch.linspace(0.1, 1, score.shape[1])).sum() for score in scores).backward()  # type: ignore[union-attr]
+        return {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+
+    plain = gradients([net.match(features, targets, first), net.match(features, swapped, second)])
+    fused = FusedRelation(net)
+    supports = [(fused.template(kernels, targets), first), (fused.template(kernels, swapped), second)]
+    quick = gradients(fused.match_each(features, supports))
+    assert plain.keys() == quick.keys()
+    assert all(name.startswith("relation") for name in plain)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(quick[name], gradient, atol=1e-4 * float(gradient.abs().max()) + 1e-7, rtol=1e-3)

@@ -11,6 +11,7 @@ on ``concat(target, box)`` is the same for all boxes and frames.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -40,6 +41,32 @@ class SiamRNConfig:
 
     base: SiamBANConfig
 
+
+@dataclass(frozen=True)
+class RelationParts:
+    """Which parts of the relation detector count (ablations as in table 3).
+
+    Raises:
+        ValueError: none of the three detectors is left.
+    """
+
+    global_detector: bool = True
+    local_detector: bool = True
+    patch_detector: bool = True
+    self_attention: bool = True
+
+    def __post_init__(self) -> None:
+        if not any(self.detectors):
+            raise ValueError("the relation detector needs at least one of its global, local and patch detectors")
+
+    @property
+    def detectors(self) -> tuple[bool, bool, bool]:
+        """Whether the global, the local and the patch detector count."""
+        return self.global_detector, self.local_detector, self.patch_detector
+
+
+#: The relation detector as the paper has it.
+ALL_PARTS = RelationParts()
 
 SIAMRN_R50 = SiamRNConfig(SIAMBAN_R50)
 #: Compact preset on the shared backbone.
@@ -138,10 +165,12 @@ class RelationLevel(nn.Module):
         self.local_detector = LocalDetector(channels)
         self.patch_detector = PatchDetector(channels)
 
-    def logits(self, target: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def logits(self, target: Tensor, boxes: Tensor, self_attention: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """Pooled target 1xCxPxP and boxes NxCxPxP to the logits Nx2 of the global, local and patch detectors."""
         target = target.expand_as(boxes)
-        pair = self.non_local(torch.cat([target, boxes], 1))
+        pair = torch.cat([target, boxes], 1)
+        if self_attention:
+            pair = self.non_local(pair)
         return self.global_detector(pair), self.local_detector(target, boxes), self.patch_detector(pair)
 
 
@@ -161,10 +190,15 @@ class RelationTemplate(NamedTuple):
 
 
 class SiamRNNet(SiamBANNet):
-    """SiamRN: everything that is trained."""
+    """SiamRN: everything that is trained.
+
+    Attributes:
+        parts: which parts of the relation detector count.
+    """
 
     def __init__(self, config: SiamRNConfig) -> None:
         super().__init__(config.base)
+        self.parts = ALL_PARTS
         self.relations = nn.ModuleList(RelationLevel(channels) for channels in self.channels)
         self.relation_fusion = nn.Parameter(torch.zeros(len(self.channels)))
 
@@ -199,7 +233,10 @@ class SiamRNNet(SiamBANNet):
             self.detectors, features, targets, self.relation_fusion.softmax(0), strict=True
         ):
             found = precise_roi_pool(level.float(), boxes, BINS, STRIDE)
-            rows = [sum(relation.logits(t[None], b), torch.zeros(())) for t, b in zip(pooled, found, strict=True)]
+            rows = []
+            for target, of_target in zip(pooled, found, strict=True):
+                each = relation.logits(target[None], of_target, self.parts.self_attention)
+                rows.append(torch.stack([x for x, on in zip(each, self.parts.detectors, strict=True) if on]).sum(0))
             logits = logits + share * torch.stack(rows)
         assert isinstance(logits, Tensor)
         return logits.softmax(-1)[..., 1]
@@ -208,11 +245,13 @@ class SiamRNNet(SiamBANNet):
 class _FusedLevel:
     """One level's relation detector with linear layers joined, weights as matrices."""
 
-    def __init__(self, level: RelationLevel) -> None:
+    def __init__(self, level: RelationLevel, parts: RelationParts) -> None:
         block, channels = level.non_local, level.local_detector.conv.in_channels
-        self.level = level
+        self.level, self.parts = level, parts
         self.channels = channels
         weight, bias = _affine(block.project)
+        if not parts.self_attention:  # what attention adds is linear in these
+            weight, bias = torch.zeros_like(weight), torch.zeros_like(bias)
         first = level.global_detector.mlp[0]
         assert isinstance(first, nn.Linear)
         reduce = level.patch_detector.reduce.weight.flatten(1)
@@ -241,35 +280,43 @@ class _FusedLevel:
         """
         count = len(pooled)
         c = self.channels
-        query = pooled[..., :c] + terms[:, :c]
-        keys_values = (pooled[..., c : 3 * c] + terms[:, c : 3 * c]).reshape(count, BINS, BINS, 2 * c)
-        grid = keys_values[:, : BINS - 1, : BINS - 1].reshape(count, BINS // 2, 2, BINS // 2, 2, 2 * c)
-        # Four maxima: a reduction over two strided axes is many times slower.
-        upper, lower = (torch.maximum(grid[:, :, i, :, 0], grid[:, :, i, :, 1]) for i in range(2))
-        best = torch.maximum(upper, lower).flatten(1, 2)  # N 9 2C
-        key, value = best[..., :c], best[..., c:]
-        attention = torch.bmm(query, key.mT).softmax(-1)
-        local = (pooled[..., 3 * c : 4 * c] * terms[:, 3 * c : 4 * c]).sum(1)
-        patch = torch.baddbmm(pooled[..., 4 * c :] + terms[:, 4 * c :], attention, value @ self.value_to_patch)
-        mean = torch.bmm(attention.mean(1, keepdim=True), value)[:, 0]
-        level = self.level
-        return (
-            level.global_detector.finish(torch.addmm(means, mean, self.value_to_global))
-            + level.local_detector.finish(local)
-            + level.patch_detector.finish(patch.mT.reshape(count, PATCH_CHANNELS, BINS, BINS))
-        )
+        level, parts = self.level, self.parts
+        patch = pooled[..., 4 * c :] + terms[:, 4 * c :]
+        if parts.self_attention:
+            query = pooled[..., :c] + terms[:, :c]
+            keys_values = (pooled[..., c : 3 * c] + terms[:, c : 3 * c]).reshape(count, BINS, BINS, 2 * c)
+            grid = keys_values[:, : BINS - 1, : BINS - 1].reshape(count, BINS // 2, 2, BINS // 2, 2, 2 * c)
+            # Four maxima: a reduction over two strided axes is many times slower.
+            upper, lower = (torch.maximum(grid[:, :, i, :, 0], grid[:, :, i, :, 1]) for i in range(2))
+            best = torch.maximum(upper, lower).flatten(1, 2)  # N 9 2C
+            key, value = best[..., :c], best[..., c:]
+            attention = torch.bmm(query, key.mT).softmax(-1)
+            patch = torch.baddbmm(patch, attention, value @ self.value_to_patch)
+            mean = torch.bmm(attention.mean(1, keepdim=True), value)[:, 0]
+            means = torch.addmm(means, mean, self.value_to_global)
+        logits = []
+        if parts.global_detector:
+            logits.append(level.global_detector.finish(means))
+        if parts.local_detector:
+            local = (pooled[..., 3 * c : 4 * c] * terms[:, 3 * c : 4 * c]).sum(1)
+            logits.append(level.local_detector.finish(local))
+        if parts.patch_detector:
+            logits.append(level.patch_detector.finish(patch.mT.reshape(count, PATCH_CHANNELS, BINS, BINS)))
+        return torch.stack(logits).sum(0)
 
 
 class FusedRelation:
-    """The relation detector of an evaluated network, rearranged: the results of `SiamRNNet.match` up to rounding.
+    """The relation detector, rearranged: the results of `SiamRNNet.match` up to rounding.
+
+    Gradients reach the network's weights as they do there.
 
     Args:
-        network: in evaluation, on its device; later changes of its weights are not seen.
+        network: its batch norms in evaluation, on its device; later changes of its weights are not seen.
     """
 
     def __init__(self, network: SiamRNNet) -> None:
         assert not network.training
-        self._levels = [_FusedLevel(level) for level in network.detectors]
+        self._levels = [_FusedLevel(level, network.parts) for level in network.detectors]
         self._shares = network.relation_fusion.softmax(0)
 
     def template(self, kernels: Kernels, targets: list[Tensor]) -> RelationTemplate:
@@ -292,36 +339,51 @@ class FusedRelation:
         Returns:
             BxN.
         """
-        rows = [
-            self._match([level[i] for level in levels], template.terms[i], template.mean_term[i], boxes[i])
-            for i in range(len(boxes))
-        ]
-        return torch.stack(rows)
+        return self.match_each(levels, [(template, boxes)])[0]
 
-    def _match(self, levels: list[Tensor], terms: Tensor, mean_terms: Tensor, boxes: Tensor) -> Tensor:
-        """One target: search features CxHxW, LxP^2xD, LxC and boxes Nx4 to N."""
+    def match_each(self, levels: list[Tensor], supports: Sequence[tuple[RelationTemplate, Tensor]]) -> list[Tensor]:
+        """`match` of the same search features for several templates, each with boxes of its own.
+
+        Args:
+            levels: search features, one BxCxHxW a level.
+            supports: templates of B targets and boxes BxNx4, N their own.
+
+        Returns:
+            BxN for each of `supports`.
+        """
+        rows = []
+        for b in range(len(levels[0])):
+            own = [(template.terms[b], template.mean_term[b], boxes[b]) for template, boxes in supports]
+            rows.append(self._match([level[b] for level in levels], own))
+        return [torch.stack(scores) for scores in zip(*rows, strict=True)]
+
+    def _match(self, levels: list[Tensor], supports: Sequence[tuple[Tensor, Tensor, Tensor]]) -> list[Tensor]:
+        """One crop: search features CxHxW and (LxP^2xD, LxC, boxes Nx4) a support to N each."""
         height, width = levels[0].shape[-2:]
-        count = len(boxes)
-        whole = _box_weights(boxes, height, width)
-        taps = roi_taps(boxes, BINS, STRIDE, height, width) if _sparse(boxes.device) else None
-        chunk = CHUNK if taps is not None else count
-        logits: Tensor | float = 0.0
+        sparse = _sparse(levels[0].device)
+        logits: list[Tensor | float] = [0.0] * len(supports)
+        read = [
+            (_box_weights(boxes, height, width), roi_taps(boxes, BINS, STRIDE, height, width) if sparse else None)
+            for _, _, boxes in supports
+        ]
         for i, (level, maps) in enumerate(zip(self._levels, levels, strict=True)):
             cells = maps.float().flatten(1).mT  # HW C
-            means = whole @ (cells @ level.box_to_global) + mean_terms[i]
-            table = cells @ level.box_layers
-            parts = []
-            for start in range(0, count, chunk):
-                stop = min(start + chunk, count)
-                if taps is not None:
-                    pooled = pool_taps(table, taps, start, stop)
-                else:
-                    grid = table.mT.reshape(1, -1, height, width)
-                    pooled = precise_roi_pool(grid, boxes[None], BINS, STRIDE)[0].flatten(2).mT
-                parts.append(level.compare(pooled, means[start:stop], terms[i]))
-            logits = logits + self._shares[i] * torch.cat(parts)
-        assert isinstance(logits, Tensor)
-        return logits.softmax(-1)[:, 1]
+            mean_table, table = cells @ level.box_to_global, cells @ level.box_layers
+            for k, ((terms, mean_terms, boxes), (whole, taps)) in enumerate(zip(supports, read, strict=True)):
+                means = whole @ mean_table + mean_terms[i]
+                count = len(boxes)
+                parts = []
+                chunk = CHUNK if taps is not None else count
+                for start in range(0, count, chunk):
+                    stop = min(start + chunk, count)
+                    if taps is not None:
+                        pooled = pool_taps(table, taps, start, stop)
+                    else:
+                        grid = table.mT.reshape(1, -1, height, width)
+                        pooled = precise_roi_pool(grid, boxes[None], BINS, STRIDE)[0].flatten(2).mT
+                    parts.append(level.compare(pooled, means[start:stop], terms[i]))
+                logits[k] = logits[k] + self._shares[i] * torch.cat(parts)
+        return [cast(Tensor, value).softmax(-1)[:, 1] for value in logits]
 
 
 def _sparse(device: torch.device) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracker_ros.geometry.crops import template_side
-from tracker_ros.training.augment import View
+from tracker_ros.training.augment import View, render
 from tracker_ros.training.data import ImagePool
 from tracker_ros.training.sets import SetOptions, SetSampler
 
@@ -61,6 +61,7 @@ class Scene:
             it: what an adaptation to the first frame sees.
         boxes: Sx4 float32 (x, y, w, h), pixels of the search crop.
         present: S bool; False where the target is not in the crop.
+        images: the images of the pool that any of the crops shows a part of.
     """
 
     templates: NDArray[np.uint8]
@@ -68,6 +69,7 @@ class Scene:
     searches: NDArray[np.uint8]
     boxes: NDArray[np.float32]
     present: NDArray[np.bool_]
+    images: frozenset[int] = frozenset()
 
 
 class PairSampler(SetSampler):
@@ -111,15 +113,17 @@ class PairSampler(SetSampler):
 
     def scene(self, rng: np.random.Generator) -> Scene:
         """One random scene."""
-        frames = self.draw(rng)
+        plan = self.plan(rng)
+        crops = np.stack([render(self.pool.images, frame, SEARCH_SIZE) for frame in plan.frames])
         count = self.pairs.templates
         margin = (SEARCH_SIZE - TEMPLATE_SIZE) // 2
         inner = slice(margin, margin + TEMPLATE_SIZE)
-        searched = [0, *range(count, len(frames.crops))]
+        searched = [0, *range(count, len(crops))]
         return Scene(
-            frames.crops[:count, inner, inner],
-            frames.boxes[:count] - np.array([margin, margin, 0, 0], np.float32),
-            frames.crops[searched],
-            frames.boxes[searched],
-            frames.present[searched],
+            crops[:count, inner, inner],
+            plan.boxes[:count] - np.array([margin, margin, 0, 0], np.float32),
+            crops[searched],
+            plan.boxes[searched],
+            plan.present[searched],
+            frozenset(layer.image for frame in plan.frames for layer in frame.layers),
         )
