@@ -188,39 +188,69 @@ class GuidedDetector(nn.Module):
         """The parts that run on every frame's whole crop, for which half precision suffices."""
         return [self.backbone]
 
-    def features(self, crops: Tensor) -> list[Tensor]:
-        """Maps of crops Bx3xSxS (BGR in [0, 255], any real type): one BxCxHxW float32 a level."""
+    def backbone_maps(self, crops: Tensor) -> tuple[Tensor, ...]:
+        """Backbone maps of crops Bx3xSxS (BGR in [0, 255], any real type) at strides 8 and 16: BxCxHxW.
+
+        No gradient flows through them where the backbone is frozen, so they can be kept.
+        """
         image = normalise(crops.flip(1)).to(next(self.backbone.parameters()).dtype)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
-            maps = [level.float() for level in self.backbone(image)]
-        by_stride = dict(zip((8, 16), maps, strict=True))
-        if self.extra is not None:
-            by_stride[32] = self.extra(maps[1])
-        return [by_stride[level.stride] for level in self.config.levels]
+            return tuple(level.to(self.guided_levels[0].guidance.merge.weight.dtype) for level in self.backbone(image))
+
+    def level_maps(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The maps of all levels, made of `backbone_maps`: one BxCxHxW a level."""
+        return [self._level_map(i, maps[self._source(i)]) for i in range(len(self.levels))]
+
+    def features(self, crops: Tensor) -> list[Tensor]:
+        """`level_maps` of crops Bx3xSxS (BGR in [0, 255], any real type)."""
+        return self.level_maps(self.backbone_maps(crops))
+
+    def _source(self, level: int) -> int:
+        """Which of the backbone's maps a level is made of."""
+        return 0 if self.config.levels[level].stride == 8 else 1
+
+    def _level_map(self, level: int, source: Tensor) -> Tensor:
+        if self.config.levels[level].stride < 32:
+            return source
+        assert self.extra is not None
+        return self.extra(source)
+
+    def exemplar_maps(self, exemplars: Tensor) -> tuple[Tensor, ...]:
+        """The backbone's map that each level is guided by, one TxCxHxW a level.
+
+        Args:
+            exemplars: Tx3xExE crops (BGR in [0, 255]), E = ``config.exemplar``; smaller resolutions are made of it.
+        """
+        exemplars = exemplars.float()
+        made: dict[int, tuple[Tensor, ...]] = {}
+        for level in self.guided_levels:
+            size = level.exemplar
+            if size not in made:
+                resized = exemplars
+                if size != exemplars.shape[-1]:
+                    resized = F.interpolate(exemplars, size=(size, size), mode="bilinear", antialias=True)
+                made[size] = self.backbone_maps(resized)
+        return tuple(made[level.exemplar][self._source(i)] for i, level in enumerate(self.guided_levels))
+
+    def modulators(self, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
+        """Guidance TxD of `exemplar_maps` and boxes Tx4 (cx, cy, w, h) in exemplars of `config.exemplar` pixels."""
+        parts = []
+        for i, (level, source) in enumerate(zip(self.guided_levels, maps, strict=True)):
+            scaled = boxes * (level.exemplar / self.config.exemplar)
+            parts.append(level.guidance.embed(self._level_map(i, source), scaled, level.cells))
+        return torch.cat(parts, 1)
 
     def embed(self, exemplars: Tensor, boxes: Tensor) -> Tensor:
         """Guidance of targets, computed once a track.
 
         Args:
-            exemplars: Tx3xExE crops (BGR in [0, 255]), E = ``config.exemplar``; smaller resolutions are made of it.
+            exemplars: Tx3xExE crops (BGR in [0, 255]), E = ``config.exemplar``.
             boxes: Tx4 (cx, cy, w, h) of the targets in these crops.
 
         Returns:
             TxD: the modulators of all levels.
         """
-        exemplars = exemplars.float()
-        side = exemplars.shape[-1]
-        maps: dict[int, list[Tensor]] = {}
-        modulators = []
-        for i, level in enumerate(self.guided_levels):
-            size = level.exemplar
-            if size not in maps:
-                resized = exemplars
-                if size != side:
-                    resized = F.interpolate(exemplars, size=(size, size), mode="bilinear", antialias=True)
-                maps[size] = self.features(resized)
-            modulators.append(level.guidance.embed(maps[size][i], boxes * (size / side), level.cells))
-        return torch.cat(modulators, 1)
+        return self.modulators(self.exemplar_maps(exemplars), boxes)
 
     def guided(self, features: Sequence[Tensor], guidance: Tensor) -> list[Tensor]:
         """Guided maps, one BxOxHxW a level, of `features` of B crops and the guidance of each one's target, BxD."""

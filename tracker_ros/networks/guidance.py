@@ -75,9 +75,9 @@ class TargetGuidance(nn.Module):
         return self.modulator(pooled).flatten(1)
 
     def forward(self, features: Tensor, modulator: Tensor) -> Tensor:
-        """Search features BxCxHxW and the modulators of their targets BxC to guided features BxOxHxW."""
+        """Search features BxCxHxW and the modulators of their targets BxC to guided features BxOxHxW, channels last."""
         plain, modulated, spread = self.merge.weight.flatten(1).split(self.channels, 1)
         kernels = plain + modulated * modulator[:, None]  # B O C
         bias = torch.addmm(self.merge.bias, modulator, spread.mT)  # B O
-        guided = torch.baddbmm(bias[..., None], kernels, features.flatten(2))
-        return guided.unflatten(2, features.shape[2:])
+        guided = torch.baddbmm(bias[:, None], features.flatten(2).mT, kernels.mT)  # B HW O
+        return guided.mT.unflatten(2, features.shape[2:])
