@@ -29,14 +29,14 @@ class Board:
 
     Args:
         directory: where they go.
-        step: a resumed run's first step: what an earlier run wrote beyond it is no longer shown.
+        step: steps that a resumed run has done: what an earlier one wrote beyond them is no longer shown.
 
     Raises:
         ImportError: TensorBoard is not installed.
     """
 
     def __init__(self, directory: Path, step: int = 0) -> None:
-        self._writer = writer_class()(str(directory), purge_step=step or None)
+        self._writer = writer_class()(str(directory), purge_step=step + 1 if step else None)
 
     def scalars(self, group: str, values: Mapping[str, float], step: int) -> None:
         """One point of each curve `group`/name."""

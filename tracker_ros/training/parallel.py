@@ -55,6 +55,7 @@ def joined(device: str) -> Iterator[Ranks]:
 
     Raises:
         ValueError: the device cannot be used.
+        RuntimeError: another process has ended early, or what the block raises.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
@@ -65,6 +66,10 @@ def joined(device: str) -> Iterator[Ranks]:
     distributed.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield ranks()
+    except RuntimeError as error:
+        if "closed by peer" in str(error):
+            raise RuntimeError("another process of this run has ended; what it said last tells why") from error
+        raise
     except KeyboardInterrupt:
         distributed.destroy_process_group()  # all have agreed to stop
         raise
