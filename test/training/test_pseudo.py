@@ -9,8 +9,7 @@ from torch import Tensor
 
 from tracker_ros.geometry.boxes import Box, iou
 from tracker_ros.training.data import ImagePool, TrainingImage, pyramid
-from tracker_ros.training.distill import TEACHER_MEAN
-from tracker_ros.training.pseudo import PseudoOptions, Teacher, add_teacher_pairs, read_labels
+from tracker_ros.training.pseudo import TEACHER_MEAN, PseudoOptions, Teacher, add_teacher_pairs, read_labels
 
 SEEN = {
     "00040.jpg": Box(90, 70, 100, 90),

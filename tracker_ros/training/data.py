@@ -1,15 +1,20 @@
-"""Training images in memory: still images with boxes, sequence folders and rendered frames.
+"""Training images: still images with boxes, sequence folders and rendered frames.
 
-Everything is decoded once and held as uint8 BGR together with its half-size copies, so that a crop never needs to
-shrink an image by more than two with bilinear interpolation.
+Pixels are uint8 BGR together with their half-size copies, so that a crop never needs to shrink an image by more than
+two with bilinear interpolation. Small sets are decoded once and held; the images of large ones (`layouts`) stay on
+disk, and a `PixelStore` keeps those that were used last.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+import struct
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, BinaryIO, overload
 
 import cv2
 import numpy as np
@@ -19,19 +24,166 @@ from tracker_ros.simulation.flight import Flight, FlightOptions
 
 Image = NDArray[np.uint8]
 
+#: A pyramid ends at the last level whose shorter side is below twice this, in pixels.
+SMALLEST = 96
 
-@dataclass
+
+def pyramid(image: Image) -> list[Image]:
+    """`image` and its successive halves, down to a shorter side of about `SMALLEST` pixels."""
+    levels = [image]
+    while min(levels[-1].shape[:2]) >= 2 * SMALLEST:
+        height, width = levels[-1].shape[:2]
+        levels.append(cv2.resize(levels[-1], (width // 2, height // 2), interpolation=cv2.INTER_AREA).astype(np.uint8))
+    return levels
+
+
+class PixelStore:
+    """Pyramids of image files, decoded when they are asked for; keeps those used last. Threads may share one.
+
+    Args:
+        limit: bytes of pixels to keep; the image that was read last stays even where it alone is larger.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._kept: OrderedDict[str, list[Image]] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"limit": self.limit}  # a process that gets a copy reads for itself
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["limit"])  # type: ignore[misc]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the pixels that are kept now."""
+        return self._bytes
+
+    def read(self, path: str) -> list[Image]:
+        """The pyramid of the image file `path`.
+
+        Raises:
+            FileNotFoundError: it is missing or no image.
+        """
+        with self._lock:
+            if path in self._kept:
+                self._kept.move_to_end(path)
+                return self._kept[path]
+        # Annotations count the stored pixels, whatever rotation EXIF asks for.
+        levels = pyramid(read_image(Path(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION))
+        with self._lock:
+            if path not in self._kept:
+                self._kept[path] = levels
+                self._bytes += _bytes_of(levels)
+                while self._bytes > self.limit and len(self._kept) > 1:
+                    self._bytes -= _bytes_of(self._kept.popitem(last=False)[1])
+        return levels
+
+
+def _bytes_of(levels: list[Image]) -> int:
+    return sum(level.nbytes for level in levels)
+
+
+class FileLevels(Sequence[Image]):
+    """The pyramid of an image file, read through a `PixelStore` when a level is asked for.
+
+    Args:
+        store: keeps the pixels.
+        folder, name: the file; two strings, since the images of a video share the first.
+        size: width and height in pixels where they are known; read from the file's header otherwise.
+    """
+
+    __slots__ = ("_folder", "_name", "_size", "_store")
+
+    def __init__(self, store: PixelStore, folder: str, name: str, size: tuple[int, int] | None = None) -> None:
+        self._store, self._folder, self._name, self._size = store, folder, name, size
+
+    @property
+    def path(self) -> str:
+        """The file."""
+        return f"{self._folder}/{self._name}"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels; nothing is decoded for it."""
+        if self._size is None:
+            self._size = image_size(Path(self.path))
+        return self._size
+
+    def __len__(self) -> int:
+        side, count = min(self.size), 1
+        while side >= 2 * SMALLEST:
+            side, count = side // 2, count + 1
+        return count
+
+    @overload
+    def __getitem__(self, index: int) -> Image: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Image]: ...
+
+    def __getitem__(self, index: int | slice) -> Image | list[Image]:
+        return self._store.read(self.path)[index]
+
+    def __iter__(self) -> Iterator[Image]:
+        return iter(self._store.read(self.path))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image file, from its header where it is a JPEG or PNG.
+
+    Raises:
+        FileNotFoundError: it is missing or no image.
+    """
+    try:
+        with path.open("rb") as file:
+            size = _header_size(file)
+    except (OSError, struct.error):
+        size = None
+    if size is None:
+        height, width = read_image(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION).shape[:2]
+        size = width, height
+    return size
+
+
+def _header_size(file: BinaryIO) -> tuple[int, int] | None:
+    """Width and height from the IHDR chunk of a PNG or the frame header of a JPEG; None for anything else."""
+    start = file.read(24)
+    if start[:8] == b"\x89PNG\r\n\x1a\n":
+        width, height = struct.unpack(">II", start[16:24])
+        return width, height
+    if start[:2] != b"\xff\xd8":
+        return None
+    file.seek(2)
+    while True:
+        marker = file.read(2)
+        if len(marker) < 2 or marker[0] != 0xFF:
+            return None
+        if marker[1] == 0xFF:  # padding before a marker
+            file.seek(-1, 1)
+            continue
+        (length,) = struct.unpack(">H", file.read(2))
+        # SOF0 to SOF15 without DHT, JPG and DAC, which lie among them.
+        if 0xC0 <= marker[1] <= 0xCF and marker[1] not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack(">xHH", file.read(5))
+            return width, height
+        file.seek(length - 2, 1)
+
+
+@dataclass(slots=True)
 class TrainingImage:
-    """One decoded image.
+    """One image.
 
     Attributes:
-        levels: HxWx3 uint8 BGR, then the same image at 1/2, 1/4, ... of its size.
+        levels: HxWx3 uint8 BGR, then the same image at 1/2, 1/4, ... of its size; pixels in memory or `FileLevels`.
         boxes: Nx4 float32 (x, y, w, h), pixels of `levels[0]`, 0-based top-left; N may be 0.
         source: name of the data set, e.g. "coco" or "drone_drone_035".
         name: file name, for messages.
     """
 
-    levels: list[Image]
+    levels: Sequence[Image]
     boxes: NDArray[np.float32]
     source: str
     name: str
@@ -39,6 +191,8 @@ class TrainingImage:
     @property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
+        if isinstance(self.levels, FileLevels):
+            return self.levels.size
         return self.levels[0].shape[1], self.levels[0].shape[0]
 
 
@@ -59,21 +213,19 @@ class ImagePool:
     def __len__(self) -> int:
         return len(self.images)
 
-
-def pyramid(image: Image, smallest: int = 96) -> list[Image]:
-    """`image` and its successive halves, down to a shorter side of about `smallest` pixels."""
-    levels = [image]
-    while min(levels[-1].shape[:2]) >= 2 * smallest:
-        height, width = levels[-1].shape[:2]
-        levels.append(cv2.resize(levels[-1], (width // 2, height // 2), interpolation=cv2.INTER_AREA).astype(np.uint8))
-    return levels
+    def extend(self, other: ImagePool) -> None:
+        """Add the images and videos of another pool."""
+        start = len(self.images)
+        self.images += other.images
+        self.sequences += [[start + index for index in sequence] for sequence in other.sequences]
+        self.loose |= other.loose
 
 
-def read_images(directory: Path) -> list[TrainingImage]:
-    """Read `directory`/boxes.csv (`image,source,x,y,w,h,label`) and the images in `directory`/jpg.
+def read_boxes(directory: Path) -> dict[str, tuple[str, NDArray[np.float32]]]:
+    """Source and boxes (Nx4) of each image that `directory`/boxes.csv names (`image,source,x,y,w,h,label`).
 
     Raises:
-        FileNotFoundError: names what is missing.
+        FileNotFoundError: the table or images in `directory`/jpg are missing.
     """
     table = directory / "boxes.csv"
     if not table.is_file():
@@ -91,9 +243,18 @@ def read_images(directory: Path) -> list[TrainingImage]:
         raise FileNotFoundError(
             f"{len(missing)} of {len(sources)} images of {table} are not in {directory / 'jpg'}, e.g. {missing[0]}"
         )
+    return {name: (sources[name], _array(boxes[name])) for name in sorted(sources)}
+
+
+def read_images(directory: Path) -> list[TrainingImage]:
+    """Read `directory`/boxes.csv (see `read_boxes`) and the images in `directory`/jpg.
+
+    Raises:
+        FileNotFoundError: names what is missing.
+    """
     return [
-        TrainingImage(pyramid(_read(directory / "jpg" / name)), _array(boxes[name]), sources[name], name)
-        for name in sorted(sources)
+        TrainingImage(pyramid(read_image(directory / "jpg" / name)), boxes, source, name)
+        for name, (source, boxes) in read_boxes(directory).items()
     ]
 
 
@@ -109,7 +270,7 @@ def read_sequence(directory: Path, step: int = 1) -> list[TrainingImage]:
     result = []
     for frame, row in list(zip(frames, rows, strict=False))[::step]:
         boxes = [row.tolist()] if np.isfinite(row).all() else []
-        result.append(TrainingImage(pyramid(_read(frame)), _array(boxes), directory.name, frame.name))
+        result.append(TrainingImage(pyramid(read_image(frame)), _array(boxes), directory.name, frame.name))
     return result
 
 
@@ -155,8 +316,13 @@ def split(pool: ImagePool, every: int = 12) -> tuple[ImagePool, ImagePool]:
     return parts
 
 
-def _read(path: Path) -> Image:
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+def read_image(path: Path, flags: int = cv2.IMREAD_COLOR) -> Image:
+    """Read an image file as HxWx3 uint8 BGR; `flags` are OpenCV's.
+
+    Raises:
+        FileNotFoundError: it is missing or no image.
+    """
+    image = cv2.imread(str(path), flags)
     if image is None:
         raise FileNotFoundError(f"{path} is not an image that OpenCV can read")
     return image.astype(np.uint8, copy=False)

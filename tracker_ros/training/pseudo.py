@@ -22,8 +22,9 @@ from torch import Tensor
 from tracker_ros.geometry.boxes import Box, iou
 from tracker_ros.training.augment import View, cut
 from tracker_ros.training.data import ImagePool, TrainingImage
-from tracker_ros.training.distill import TEACHER_MEAN
 
+#: Mean colour that the teacher expects to be removed, RGB 0..255.
+TEACHER_MEAN = (123.675, 116.28, 103.53)
 #: (1x3x128x128) -> template features; (1x3x256x256, template features) -> 1x4x16x16 distances, 1x1x16x16 logits.
 Template = Callable[[Tensor], Tensor]
 Search = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
