@@ -6,6 +6,7 @@ positive and negative cells of the first frame predict the change of its weights
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from tracker_ros.networks.correlation import DepthwiseBranch
 from tracker_ros.networks.siamese import Kernels, Maps
 from tracker_ros.networks.siamrpn import SIAMRPNPP18, SIAMRPNPP_R50, SiamRPNConfig, SiamRPNNet
+
+#: What can be adjusted: the branch of classification and that of location.
+BRANCHES = ("cls", "loc")
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,11 @@ CLNET18 = CLNetConfig(SIAMRPNPP18, latent=(64, 128), width=128)
 
 
 class FrameNorm(nn.Module):
-    """Batch norm by the statistics of what is at hand, never by running ones.
+    """Batch norm by the statistics of the sequence at hand, never by running ones.
 
-    In training these are the statistics of the batch, whose image pairs come from one sequence; in evaluation those
-    of every target's own map, so that targets that start together do not mix.
+    Every target is adjusted by one map, that of its first frame, and normalised by the statistics of that map, in
+    training as in tracking. The paper trains with a batch of image pairs of one sequence for the same reason: what a
+    latent code says must not depend on other sequences.
     """
 
     def __init__(self, channels: int) -> None:
@@ -53,8 +58,6 @@ class FrameNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """BxCxHxW to BxCxHxW."""
-        if self.training:
-            return F.batch_norm(x, None, None, self.weight, self.bias, training=True)
         return F.instance_norm(x, weight=self.weight, bias=self.bias)
 
 
@@ -161,44 +164,58 @@ class CLNet(SiamRPNNet):
 
     def unadjusted(self, kernels: Kernels) -> AdjustedKernels:
         """The base tracker's own last layers, for targets without samples to adjust by."""
-        return self._fuse(kernels, None, None)
+        return self._fuse(kernels, {})
 
     def adjust(
-        self, kernels: Kernels, hidden: tuple[list[Tensor], list[Tensor]], positive: Tensor, negative: Tensor
+        self,
+        kernels: Kernels,
+        hidden: tuple[list[Tensor], list[Tensor]],
+        positive: Tensor,
+        negative: Tensor,
+        branches: Collection[str] = BRANCHES,
     ) -> AdjustedKernels:
         """Adjust the last layers of T targets (eq. 5 and 6). The network itself does not change.
 
         Args:
             kernels: correlation kernels of the targets.
             hidden: hidden maps of their first frames (`hidden`).
-            positive, negative: TxN bool, the cells of either set, N = S * S.
+            positive, negative: TxN bool, the cells of either set, N = S * S. A target whose positive set is empty
+                keeps the base tracker's layers.
+            branches: which of `BRANCHES` are adjusted.
         """
-        changes = []
-        for maps, name in zip(hidden, ("cls", "loc"), strict=True):
+        changes: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
+        usable = positive.any(1)
+        for maps, name in zip(hidden, BRANCHES, strict=True):
+            if name not in branches:
+                continue
             networks = [cast(Adjustment, getattr(level, name)) for level in self.adjustments]
-            changes.append(
-                [net(net.latent(level, positive, negative)) for net, level in zip(networks, maps, strict=True)]
-            )
-        return self._fuse(kernels, *changes)
+            predicted = [net(net.latent(level, positive, negative)) for net, level in zip(networks, maps, strict=True)]
+            changes[name] = [
+                (weight * usable[:, None, None], bias * usable[:, None], share * usable)
+                for weight, bias, share in predicted
+            ]
+        return self._fuse(kernels, changes)
 
     def _fuse(
-        self,
-        kernels: Kernels,
-        cls_changes: list[tuple[Tensor, Tensor, Tensor]] | None,
-        loc_changes: list[tuple[Tensor, Tensor, Tensor]] | None,
+        self, kernels: Kernels, changes: Mapping[str, Sequence[tuple[Tensor, Tensor, Tensor]]]
     ) -> AdjustedKernels:
-        """Sum over levels of share * (weight h + bias), as one layer on the concatenated hidden maps."""
+        """Sum over levels of share * (weight h + bias), as one layer on the concatenated hidden maps.
+
+        Args:
+            kernels: of T targets.
+            changes: by branch, each level's changes of weights, biases and share (`Adjustment.forward`).
+        """
         layers: list[Tensor] = []
         targets = kernels.cls.shape[0]
-        for name, changes in (("cls", cls_changes), ("loc", loc_changes)):
+        for name in BRANCHES:
             logits = getattr(self, f"{name}_fusion").expand(targets, -1)
             outputs = [cast(DepthwiseBranch, getattr(head, name)).output for head in self.levels]
             weights = [layer.weight.flatten(1).expand(targets, -1, -1) for layer in outputs]
             biases = [layer.bias.expand(targets, -1) for layer in outputs if layer.bias is not None]
-            if changes is not None:
-                weights = [w + change[0] for w, change in zip(weights, changes, strict=True)]
-                biases = [b + change[1] for b, change in zip(biases, changes, strict=True)]
-                logits = logits + torch.stack([change[2] for change in changes], 1)
+            if name in changes:
+                weights = [w + change[0] for w, change in zip(weights, changes[name], strict=True)]
+                biases = [b + change[1] for b, change in zip(biases, changes[name], strict=True)]
+                logits = logits + torch.stack([change[2] for change in changes[name]], 1)
             shares = logits.softmax(1)
             layers.append(torch.cat([w * shares[:, i, None, None] for i, w in enumerate(weights)], 2))
             layers.append(sum((b * shares[:, i, None] for i, b in enumerate(biases)), torch.zeros_like(biases[0])))

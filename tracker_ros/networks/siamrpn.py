@@ -82,7 +82,11 @@ class SiamRPNNet(SiameseNet):
 
     def template(self, crops: Tensor) -> Kernels:
         """Kernels of targets from their template crops, Tx3x127x127: all that is needed of them later."""
-        maps = [central(level).float() for level in self.features(crops)]
+        return self.kernels(self.features(crops))
+
+    def kernels(self, features: list[Tensor]) -> Kernels:
+        """Kernels of targets from the features of their template crops."""
+        maps = [central(level).float() for level in features]
         cls = [head.cls.kernel(level) for head, level in zip(self.levels, maps, strict=True)]
         loc = [head.loc.kernel(level) for head, level in zip(self.levels, maps, strict=True)]
         return Kernels(torch.stack(cls, 1), torch.stack(loc, 1))

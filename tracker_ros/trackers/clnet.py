@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tracker_ros.geometry.anchors import label_anchors, overlap
+from tracker_ros.networks.clnet import BRANCHES
 from tracker_ros.networks.clnet import CLNet as CLNetNetwork
 from tracker_ros.networks.siamese import Kernels, SiameseNet
 from tracker_ros.trackers.base import Frame, TrackerOptions, option
@@ -23,18 +24,23 @@ from tracker_ros.trackers.siamese import SiameseOptions
 from tracker_ros.trackers.siamrpn import AnchorTracker
 
 #: Anchors with a larger overlap that were not drawn as positive samples count as negative ones.
-_NEGATIVE_ABOVE = 0.3
+NEGATIVE_ABOVE = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
 class CLNetOptions(SiameseOptions):
     """Options of CLNet. The defaults are the published settings."""
 
-    network: str = option("clnet_r50", "architecture of the network", choices=("clnet_r50",))
+    network: str = option("clnet_r50", "architecture of the network", choices=("clnet18", "clnet_r50"))
     penalty: float = option(0.032, "penalty of a sudden change of size or ratio", low=0.0, high=2.0)
     window_influence: float = option(0.353, "share of the cosine window in the ranking", low=0.0, high=1.0)
     size_rate: float = option(0.543, "how fast the size follows", low=0.0, high=1.0)
-    adjust: bool = option(True, "adjust the last layers to the first frame")
+    adjust: str = option(
+        "both",
+        "whose last layer is adjusted to the first frame: both branches', the classification's (cls), the location's "
+        "(loc) or none's",
+        choices=("both", "cls", "loc", "none"),
+    )
     hard_negatives: int = option(16, "samples that the unadjusted network takes for the target", low=0, high=512)
     seed: int = option(233, "seed of the first frame's samples", low=0)
 
@@ -63,8 +69,10 @@ class CLNet(AnchorTracker):
     ) -> tuple[Tensor, ...]:
         """Adjust the last layers of T targets by a search crop of the first frame around each (section 3.3)."""
         kernels = cast(Kernels, templates)
-        if not self.options.adjust:
-            return self.network.unadjusted(kernels)
+        base = self.network.unadjusted(kernels)
+        branches = {"both": BRANCHES, "none": ()}.get(self.options.adjust, (self.options.adjust,))
+        if not branches:
+            return base
         with self.timer.stage("crop"):
             windows = [
                 self._window(p, self._search_side(s), self.options.search_size)
@@ -74,7 +82,6 @@ class CLNet(AnchorTracker):
         with self.timer.stage("backbone"):
             features = self.network.features(crops)
         with self.timer.stage("adjust"):
-            base = self.network.unadjusted(kernels)
             hidden = self.network.hidden(features, kernels)
             maps = self.network.finish(hidden, base)
             cells = hidden[0][0].shape[-1]
@@ -91,14 +98,7 @@ class CLNet(AnchorTracker):
             positive, negative = (
                 torch.from_numpy(np.stack(chosen)).to(self._torch_device) for chosen in zip(*sets, strict=True)
             )
-            adjusted = self.network.adjust(kernels, hidden, positive, negative)
-            usable = positive.any(1)
-            return type(base)(
-                *(
-                    torch.where(usable.reshape(-1, *[1] * (a.dim() - 1)), a, b)
-                    for a, b in zip(adjusted, base, strict=True)
-                )
-            )
+            return self.network.adjust(kernels, hidden, positive, negative, branches)
 
     def label(self, box: NDArray[np.float64], logits: NDArray[np.float64], cells: int) -> NDArray[np.int8]:
         """Samples of one first frame.
@@ -116,7 +116,7 @@ class CLNet(AnchorTracker):
         labels = label_anchors(overlaps, np.random.RandomState(self.options.seed))
         # Section 3.4 leaves anchors between the thresholds out; the published adjustment counts them as negative, and
         # weights that know no other sets need it under either compat.
-        labels[(overlaps >= _NEGATIVE_ABOVE) & (labels < 1)] = 0
+        labels[(overlaps >= NEGATIVE_ABOVE) & (labels < 1)] = 0
         # The diverse samples of section 3.4: unused ones with the highest scores.
         unused = np.flatnonzero(labels < 0)
         hardness = logits[0, unused] / (logits[0, unused] + logits[1, unused])
