@@ -333,7 +333,7 @@ def test_low_precision_and_no_heatmap(frames: list[NDArray[np.uint8]]) -> None:
 def test_clnet_without_positive_anchors_is_its_base(frames: list[NDArray[np.uint8]]) -> None:
     """No anchor overlaps a very elongated target by 0.6; the other target of the batch is adjusted all the same."""
     thin, square = Box(60.0, 100.0, 200.0, 8.0), BOXES[0]
-    adjusting, base = _tracker("clnet"), _tracker("clnet", adjust=False)
+    adjusting, base = _tracker("clnet"), _tracker("clnet", adjust="none")
     with_both, without = adjusting.start(frames[0], [thin, square]), base.start(frames[0], [thin, square])
     for a, b in zip(with_both[0].template, without[0].template, strict=True):
         torch.testing.assert_close(a, b)
