@@ -130,10 +130,12 @@ class GuidedDetector(nn.Module):
 
     Attributes:
         head: the layers that are adapted to a target; `head(*candidates.inputs)` gives `Detections`.
+        log_rates: logarithms of the step lengths that they are adapted with, see `start_rates`.
         two_stage: there is a region proposal network: `rpn_boxes`, `match_rpn`.
     """
 
     head: nn.Module
+    log_rates: nn.ParameterDict
     two_stage = False
     #: IoU from which a candidate is the target, and below which it is background; ignored in between.
     positive, negative = 0.5, 0.4
@@ -160,8 +162,7 @@ class GuidedDetector(nn.Module):
             self.backbone.requires_grad_(False)
             self.backbone.eval()
 
-    @staticmethod
-    def _extra_level(channels: int) -> tuple[nn.Module, int]:
+    def _extra_level(self, channels: int) -> tuple[nn.Module, int]:
         """Layers from the map at stride 16 to one at stride 32 (3x3, stride 2, padded), and its channels."""
         return nn.Sequential(*convolution(channels, channels // 2, stride=2)), channels // 2
 
@@ -183,6 +184,21 @@ class GuidedDetector(nn.Module):
     def outer_parameters(self) -> list[nn.Parameter]:
         """All that is trained, the head included."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def start_rates(self, cls: float, loc: float) -> None:
+        """Begin with these step lengths of the inner loop for the head's `cls` and `loc` layers; they are learned.
+
+        The paper fixes one rate for everything (section 4.1: 0.05). A step that long overshoots where a layer reads
+        many features, and the more so for boxes; so each parameter has a rate, as in MAML++ (its reference 1).
+        """
+        rates = {name: cls if name.startswith("cls") else loc for name, _ in self.head.named_parameters()}
+        self.log_rates = nn.ParameterDict(
+            {name.replace(".", "-"): nn.Parameter(torch.tensor(rate).log()) for name, rate in rates.items()}
+        )
+
+    def inner_rates(self, factor: float = 1.0) -> dict[str, Tensor]:
+        """Step length of each of the head's parameters, times `factor`."""
+        return {name.replace("-", "."): factor * value.exp() for name, value in self.log_rates.items()}
 
     def convolutions(self) -> list[nn.Module]:
         """The parts that run on every frame's whole crop, for which half precision suffices."""
@@ -305,7 +321,8 @@ def start_small(layers: Iterable[nn.Module]) -> None:
     for layer in layers:
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         nn.init.normal_(layer.weight, std=0.01)
-        nn.init.zeros_(layer.bias)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 def flat_predictions(maps: Tensor, values: int) -> Tensor:

@@ -78,6 +78,8 @@ class TargetGuidance(nn.Module):
         """Search features BxCxHxW and the modulators of their targets BxC to guided features BxOxHxW, channels last."""
         plain, modulated, spread = self.merge.weight.flatten(1).split(self.channels, 1)
         kernels = plain + modulated * modulator[:, None]  # B O C
-        bias = torch.addmm(self.merge.bias, modulator, spread.mT)  # B O
+        bias = modulator @ spread.mT  # B O
+        if self.merge.bias is not None:
+            bias = bias + self.merge.bias
         guided = torch.baddbmm(bias[:, None], features.flatten(2).mT, kernels.mT)  # B HW O
         return guided.mT.unflatten(2, features.shape[2:])

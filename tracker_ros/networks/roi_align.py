@@ -59,7 +59,8 @@ def roi_align(
         BxNxCxPxP.
     """
     batch, count = boxes.shape[:2]
-    scaled = boxes.to(torch.promote_types(boxes.dtype, torch.float32)).reshape(-1, 4) * scale - (0.5 if aligned else 0.0)
+    flat = boxes.to(torch.promote_types(boxes.dtype, torch.float32)).reshape(-1, 4)
+    scaled = flat * scale - (0.5 if aligned else 0.0)
     start, length = scaled[:, :2], scaled[:, 2:] - scaled[:, :2]
     if not aligned:
         length = length.clamp_min(1)
