@@ -18,7 +18,7 @@ from tracker_ros.training.data import (
     read_sequence,
     split,
 )
-from tracker_ros.training.sets import SetOptions, SetSampler, proposals
+from tracker_ros.training.sets import SetOptions, SetSampler
 
 
 def _image(width: int = 400, height: int = 300, boxes: list[list[float]] | None = None, seed: int = 0) -> TrainingImage:
@@ -212,14 +212,3 @@ def test_loose_boxes_are_left_out_where_sizes_matter() -> None:
 def test_a_pool_without_usable_boxes_is_refused() -> None:
     with pytest.raises(ValueError, match="no image of the pool has a usable box"):
         SetSampler(ImagePool([_image(boxes=[[0, 0, 3, 3]])]), SetOptions())
-
-
-def test_proposals_overlap_as_they_say() -> None:
-    box = np.array([100, 80, 60, 30], np.float32)
-    boxes, overlaps = proposals(box, 200, np.random.default_rng(0))
-    assert boxes.shape == (200, 4)
-    assert overlaps.min() >= 0.1
-    assert overlaps.min() < 0.3
-    assert overlaps.max() > 0.9
-    expected = [iou(Box(*map(float, b)), Box(*map(float, box))) for b in boxes]
-    np.testing.assert_allclose(overlaps, expected, atol=1e-5)

@@ -1,5 +1,6 @@
 """Runs: schedule, resume, settings, and the recipes on tiny networks."""
 
+import importlib.util
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,7 @@ from tracker_ros import cli, weights
 from tracker_ros.networks.dimp import DIMP18, DiMPNet
 from tracker_ros.networks.iou_net import IoUFeatures, IoUNet, Modulation
 from tracker_ros.networks.roi_pooling import precise_roi_pool
+from tracker_ros.training.command import RECIPES
 from tracker_ros.training.data import ImagePool, TrainingImage, pyramid
 from tracker_ros.training.dimp import (
     DiMPOptions,
@@ -142,7 +144,7 @@ def test_iou_net_can_be_trained_alone(pool: ImagePool, tmp_path: Path) -> None:
 
 def test_labels_lie_where_the_target_is(pool: ImagePool, tmp_path: Path) -> None:
     run = _training(pool, tmp_path)
-    batch, _ = run.batches(0)
+    batch, _ = run.batches(run.plan(0))
     assert batch is not None
     batch.boxes[0, 2] = torch.tensor([56.0, 24.0, 16.0, 48.0])  # centre (64, 48): cell (4, 3)
     batch.present[0, 2] = True
@@ -224,7 +226,28 @@ def test_missing_data_is_named(arguments: list[str], message: str, tmp_path: Pat
     assert message in capsys.readouterr().err
 
 
+def test_the_networks_work_is_pictured(pool: ImagePool, tmp_path: Path) -> None:
+    training = _training(pool, tmp_path)
+    pictures = training.pictures()
+    assert pictures["classifier"].shape == (2 * 144 + 2, 6 * 144 + 5 * 2, 3)
+    assert pictures["boxes"].shape == (2 * 96 + 2, 3 * 96 + 2 * 2, 3)
+    distillation = _distillation(pool, tmp_path)
+    distillation.measure(1)
+    assert distillation.pictures()["features"].shape == (4 * 64 + 3 * 2, 3 * 64 + 2 * 2, 3)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_can_be_found(recipe: str, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    module, _, function = RECIPES[recipe].builder.partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    assert f"  {recipe} " in capsys.readouterr().out
+
+
 def test_smoke_recipe_trains_without_files(tmp_path: Path) -> None:
+    board = ["--tensorboard"] if importlib.util.find_spec("tensorboard") else []
     settings = ["steps=2", "validation=0", "log_every=1"]
-    assert cli.main(["train", "smoke", "--out", str(tmp_path), *(x for s in settings for x in ("--set", s))]) == 0
+    assert cli.main(["train", "smoke", "--out", str(tmp_path), *board, *(f"--set={s}" for s in settings)]) == 0
     assert (tmp_path / "dimp18.safetensors").is_file()
+    assert bool(board) == any((tmp_path / "tensorboard").glob("events.*"))

@@ -7,9 +7,7 @@ occluders, colours, blur, noise and JPEG artefacts. Nothing is read back, so the
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Protocol
 
 import cv2
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from tracker_ros.training.ahead import threaded
 from tracker_ros.training.augment import LONGEST_MOTION, FramePlan, Layer, Matrix, Photometric, level_of, render
 from tracker_ros.training.data import Image, ImagePool, TrainingImage
 
@@ -45,12 +44,13 @@ class HostImages:
     def render(self, plans: Sequence[FramePlan], size: int) -> Tensor:
         """As `Renderer.render`."""
         crops = np.stack([render(self.pool.images, plan, size) for plan in plans])
-        return to_input(crops, self.device)
+        return send(crops, self.device).flip(3).float().permute(0, 3, 1, 2)
 
 
-def to_input(crops: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """BxSxSx3 uint8 BGR to Bx3xSxS float32 RGB 0..255 on `device`, channels last."""
-    return torch.from_numpy(crops).to(device).flip(3).float().permute(0, 3, 1, 2)
+def send(values: NDArray[np.generic], device: torch.device) -> Tensor:
+    """`values` as a tensor on `device`, without waiting for it."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 class DeviceImages:
@@ -71,7 +71,7 @@ class DeviceImages:
         self._levels: list[list[tuple[int, int, int]]] = []  # of each image: row of the table, width, height
         table: list[tuple[int, int, int]] = []
         end = 0
-        for levels in _packed_levels(pool.images):
+        for levels in threaded(_packed_levels, pool.images):
             rows = []
             for pixels in levels:
                 height, width = pixels.shape
@@ -105,14 +105,9 @@ class DeviceImages:
             ([i for i, look in enumerate(looks) if look.quality > 0], self._compress),
         ):
             if chosen:
-                index = self._send(np.asarray(chosen))
+                index = send(np.asarray(chosen), self.device)
                 crops.index_copy_(0, index, change(crops.index_select(0, index), [looks[i] for i in chosen]))
         return crops.permute(0, 3, 1, 2)
-
-    def _send(self, values: NDArray[np.generic]) -> Tensor:
-        """`values` on the device, without waiting for it."""
-        tensor = torch.from_numpy(np.ascontiguousarray(values))
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
     def _draw_layers(self, plans: Sequence[FramePlan], size: int) -> Tensor:
         """The crops' layers on top of each other, BxSxSx3 float RGB."""
@@ -120,7 +115,7 @@ class DeviceImages:
         for depth in range(1, max(len(plan.layers) for plan in plans)):
             chosen = [number for number, plan in enumerate(plans) if len(plan.layers) > depth]
             layers = [plans[number].layers[depth] for number in chosen]
-            index = self._send(np.asarray(chosen))
+            index = send(np.asarray(chosen), self.device)
             under = crops.index_select(0, index)
             crops.index_copy_(0, index, under + self._mask(layers, size) * (self._view(layers, size) - under))
         return crops
@@ -137,7 +132,7 @@ class DeviceImages:
             shift = -back @ layer.matrix[:, 2] + back @ np.array([0.5, 0.5])
             scale = np.array(shown) / full
             rows[number] = *(back * scale[:, None]).ravel(), *(shift * scale - 0.5), row
-        sent = self._send(rows)
+        sent = send(rows, self.device)
         start, width, height = (column.reshape(-1, 1, 1) for column in self._table[sent[:, 6].long()].unbind(1))
         steps = torch.arange(size, dtype=torch.float32, device=self.device)
         along, down = steps.reshape(1, 1, -1), steps.reshape(1, -1, 1)
@@ -158,7 +153,7 @@ class DeviceImages:
 
     def _mask(self, layers: Sequence[Layer], size: int, power: float = 2.5, edge: float = 0.15) -> Tensor:
         """Weights of layers in their crops, BxSxSx1: 1 in the region, or its `soft_ellipse`."""
-        sent = self._send(np.array([[*layer.region, layer.ellipse] for layer in layers], np.float32))
+        sent = send(np.array([[*layer.region, layer.ellipse] for layer in layers], np.float32), self.device)
         x, y, w, h, ellipse = (column.reshape(-1, 1, 1) for column in sent.unbind(1))
         steps = torch.arange(size, dtype=torch.float32, device=self.device) + 0.5
         across = ((steps.reshape(1, 1, -1) - x) / w * 2 - 1).abs()
@@ -173,14 +168,14 @@ class DeviceImages:
         stacked = np.stack([keep if matrix is None else matrix for matrix in matrices])
         # The matrices are for BGR, the crops are RGB.
         turned = np.concatenate([stacked[:, ::-1, 2::-1], stacked[:, ::-1, 3:]], 2).astype(np.float32)
-        sent = self._send(turned)
+        sent = send(turned, self.device)
         mixed = crops.flatten(1, 2) @ sent[:, :, :3].transpose(1, 2) + sent[:, None, :, 3]
         return mixed.reshape(crops.shape).clamp_(0, 255)
 
     def _blur(self, crops: Tensor, looks: Sequence[Photometric]) -> Tensor:
         """Each crop through its own kernel."""
         count, size = crops.shape[:2]
-        weight = self._send(np.stack([blur_kernel(look) for look in looks]))
+        weight = send(np.stack([blur_kernel(look) for look in looks]), self.device)
         planes = crops.permute(0, 3, 1, 2).reshape(1, 3 * count, size, size)
         padded = functional.pad(planes, (BLUR_SIZE // 2,) * 4, mode="reflect")
         blurred = functional.conv2d(padded, weight.repeat_interleave(3, 0)[:, None], groups=3 * count)
@@ -190,29 +185,18 @@ class DeviceImages:
         """White noise; its values differ from the host's for the same seed."""
         self._generator.manual_seed(looks[0].noise_seed)
         noise = torch.randn(crops.shape, generator=self._generator, device=self.device)
-        deviation = self._send(np.array([look.noise for look in looks], np.float32))
+        deviation = send(np.array([look.noise for look in looks], np.float32), self.device)
         return (crops + noise * deviation.reshape(-1, 1, 1, 1)).clamp_(0, 255)
 
     def _compress(self, crops: Tensor, looks: Sequence[Photometric]) -> Tensor:
         """What JPEG leaves of crops."""
-        tables = self._send(np.stack([quantisation(look.quality) for look in looks]))
+        tables = send(np.stack([quantisation(look.quality) for look in looks]), self.device)
         return jpeg(crops.permute(0, 3, 1, 2), tables).permute(0, 2, 3, 1)
 
 
-def _packed_levels(images: Iterable[TrainingImage]) -> Iterable[list[NDArray[np.int32]]]:
-    """Every level of every image with a pixel's three bytes, RGB, in the lowest of four; decoded ahead by threads."""
-
-    def pack(image: TrainingImage) -> list[NDArray[np.int32]]:
-        return [_pack(level) for level in image.levels]
-
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        waiting = []
-        for image in images:
-            waiting.append(threads.submit(pack, image))
-            if len(waiting) > 32:  # no more than a few decoded images at a time
-                yield waiting.pop(0).result()
-        for future in waiting:
-            yield future.result()
+def _packed_levels(image: TrainingImage) -> list[NDArray[np.int32]]:
+    """Every level of an image with a pixel's three bytes, RGB, in the lowest of four."""
+    return [_pack(level) for level in image.levels]
 
 
 def _pack(level: Image) -> NDArray[np.int32]:
@@ -293,10 +277,8 @@ def _quantise(planes: Tensor, table: Tensor) -> Tensor:
     return (dct.T @ coefficients @ dct).transpose(3, 4).reshape(planes.shape)
 
 
-def proposals_on_device(
-    boxes: Tensor, count: int, generator: torch.Generator, lowest: float = 0.1
-) -> tuple[Tensor, Tensor]:
-    """`sets.proposals` for many boxes at once, without waiting for the device.
+def proposals(boxes: Tensor, count: int, generator: torch.Generator, lowest: float = 0.1) -> tuple[Tensor, Tensor]:
+    """`count` random boxes around each of many (ATOM, section 3.2: IoU of at least `lowest`).
 
     Args:
         boxes: Nx4 (x, y, w, h) in pixels.

@@ -10,7 +10,7 @@ import argparse
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,10 +24,11 @@ from tracker_ros.networks.filter_optimizer import apply_filter
 from tracker_ros.networks.iou_net import BINS, STRIDES, BoxRefiner, IoUFeatures, IoUNet, Modulation
 from tracker_ros.networks.resnet import normalise
 from tracker_ros.networks.roi_pooling import bin_edges, bin_weights
-from tracker_ros.training.data import ImagePool, add_flights
+from tracker_ros.training.ahead import Ahead
+from tracker_ros.training.data import Image, ImagePool, add_flights
+from tracker_ros.training.device import HostImages, Renderer, proposals, send
 from tracker_ros.training.distill import (
     TEACHER_CHANNELS,
-    TEACHER_MEAN,
     Heads,
     regression_loss,
     relation_loss,
@@ -35,8 +36,10 @@ from tracker_ros.training.distill import (
 )
 from tracker_ros.training.inputs import FIRST_SEED, read_distilled, read_pools, read_teacher, require
 from tracker_ros.training.losses import classification_loss, gaussian_labels, iou_loss
+from tracker_ros.training.pictures import GREEN, RED, YELLOW, crop_picture, draw_box, map_picture, sheet
+from tracker_ros.training.pseudo import TEACHER_MEAN
 from tracker_ros.training.run import Run, RunOptions, channels_last, with_settings
-from tracker_ros.training.sets import FrameSet, SetOptions, SetSampler, proposals
+from tracker_ros.training.sets import SetOptions, SetPlan, SetSampler
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class DiMPOptions(RunOptions):
         iterations: steps of the filter optimizer, N_iter.
         beta: weight of the classification loss.
         box_count: proposals a frame.
+        workers: processes that draw the sets of the next steps; 0 draws them in between.
         backbone_rate: learning rate of stage 3 relative to `rate`; 0 keeps the backbone fixed.
         backbone_from: share of the run after which stage 3 is tuned.
         hold: weight of the teacher's features while stage 3 is tuned.
@@ -73,6 +77,7 @@ class DiMPOptions(RunOptions):
     iterations: int = 5
     beta: float = 100.0
     box_count: int = 24
+    workers: int = 0
     backbone_rate: float = 0.05
     backbone_from: float = 0.65
     hold: float = 0.3
@@ -80,6 +85,10 @@ class DiMPOptions(RunOptions):
     initializer_rate: float = 0.2
     predictor_rate: float = 0.5
     validation: int = 64
+
+
+#: Sets in a picture.
+SHOWN = 6
 
 
 @dataclass
@@ -101,18 +110,21 @@ class Batch:
     overlaps: Tensor
 
 
-def collate(sets: list[FrameSet], box_count: int, rng: np.random.Generator) -> Batch:
-    """Stack sets and draw proposals for all their frames."""
-    crops = np.concatenate([s.crops for s in sets])[..., ::-1].copy()
-    images = torch.from_numpy(crops).permute(0, 3, 1, 2).float().contiguous(memory_format=torch.channels_last)
-    drawn = [proposals(box, box_count, rng) for s in sets for box in s.boxes]  # none where box_count is 0
-    return Batch(
-        images,
-        torch.from_numpy(np.stack([s.boxes for s in sets])),
-        torch.from_numpy(np.stack([s.present for s in sets])),
-        torch.from_numpy(np.stack([boxes for boxes, _ in drawn])),
-        torch.from_numpy(np.stack([overlaps for _, overlaps in drawn])),
-    )
+class Plans(NamedTuple):
+    """What a step shows, before the pixels are made: sets for the classifier and for the IoU-Net, and a seed."""
+
+    wide: list[SetPlan]
+    near: list[SetPlan]
+    seed: int
+
+
+def make_batch(plans: list[SetPlan], images: Renderer, size: int, box_count: int, seed: int) -> Batch:
+    """Make the pixels of sets, stack them, and draw proposals for all their frames; all on the device of `images`."""
+    pixels = images.render([frame for plan in plans for frame in plan.frames], size)
+    boxes = send(np.stack([plan.boxes for plan in plans]), images.device)
+    present = send(np.stack([plan.present for plan in plans]), images.device)
+    generator = torch.Generator(images.device).manual_seed(seed)
+    return Batch(pixels, boxes, present, *proposals(boxes.flatten(0, 1), box_count, generator))
 
 
 def warm_start(net: DiMPNet, backbone: dict[str, Tensor], heads: Heads | None) -> None:
@@ -189,9 +201,12 @@ class DiMPTraining(Run):
         distilled: dict[str, Any] | None = None,
         teacher: nn.Module | None = None,
         layout: SetOptions | None = None,
+        images: Renderer | None = None,
     ) -> None:
         super().__init__(out, options)
         self.options = options
+        self.images: Renderer = images or HostImages(pool, self.device)
+        self._plans = Ahead(self.plan, options.workers)
         layout = replace(layout or SetOptions(), train_frames=options.train_frames, test_frames=options.test_frames)
         # The same zoom on a smaller region, with the target never far from its middle.
         near = replace(
@@ -208,7 +223,7 @@ class DiMPTraining(Run):
         self.sampler, self.box_sampler = SetSampler(pool, layout), SetSampler(pool, near, tight=True)
         self.validation: list[tuple[Batch, Batch]] = []
         if options.validation and len(held_out):
-            self._make_validation(SetSampler(held_out, layout), SetSampler(held_out, near, tight=True))
+            self._make_validation(held_out, SetSampler(held_out, layout), SetSampler(held_out, near, tight=True))
         self.net = DiMPNet(DIMP18).to(self.device)
         self.heads: Heads | None = None
         self.statistics: list[tuple[Tensor, Tensor]] = []
@@ -241,21 +256,29 @@ class DiMPTraining(Run):
         """The whole network."""
         return self.net
 
-    def _make_validation(self, sampler: SetSampler, box_sampler: SetSampler) -> None:
+    def _make_validation(self, pool: ImagePool, sampler: SetSampler, box_sampler: SetSampler) -> None:
+        images = HostImages(pool, self.device)
         for start in range(0, self.options.validation, 8):
             generators = [
                 np.random.default_rng([9999, i]) for i in range(start, min(start + 8, self.options.validation))
             ]
-            first, second = ([s.draw(rng) for rng in generators] for s in (sampler, box_sampler))
-            count = self.options.box_count
-            self.validation.append((collate(first, 0, generators[0]), collate(second, count, generators[0])))
+            first, second = ([s.plan(rng) for rng in generators] for s in (sampler, box_sampler))
+            near = make_batch(second, images, self.options.box_crop, self.options.box_count, start)
+            self.validation.append((make_batch(first, images, sampler.options.size, 0, start), near))
 
-    def batches(self, step: int) -> tuple[Batch | None, Batch]:
-        """The classifier's (if it is trained) and the IoU-Net's sets of a step: a function of `generator(step)`."""
-        rng, o = self.generator(step), self.options
-        first = [self.sampler.draw(rng) for _ in range(o.sets)]
-        second = [self.box_sampler.draw(rng) for _ in range(o.box_sets)]
-        return collate(first, 0, rng) if first else None, collate(second, o.box_count, rng)
+    def plan(self, step: int) -> Plans:
+        """The classifier's and the IoU-Net's sets of a step, and a seed: a function of `generator(step)`."""
+        rng = self.generator(step)
+        wide = [self.sampler.plan(rng) for _ in range(self.options.sets)]
+        near = [self.box_sampler.plan(rng) for _ in range(self.options.box_sets)]
+        return Plans(wide, near, int(rng.integers(2**62)))
+
+    def batches(self, plans: Plans) -> tuple[Batch | None, Batch]:
+        """The classifier's sets (if it is trained) and the IoU-Net's, with their pixels, on the device."""
+        near = make_batch(plans.near, self.images, self.options.box_crop, self.options.box_count, plans.seed)
+        if not plans.wide:
+            return None, near
+        return make_batch(plans.wide, self.images, self.sampler.options.size, 0, plans.seed), near
 
     @property
     def tuning(self) -> bool:
@@ -306,7 +329,7 @@ class DiMPTraining(Run):
         """Beta L_cls + L_bb, and the teacher's hold on stage 3 while that is tuned."""
         self.net.train()
         self.net.backbone.eval()
-        wide, near = self.batches(step)
+        wide, near = self.batches(self._plans(step))
         tuning = self.tuning
         self.net.backbone.get_submodule("layer3").requires_grad_(tuning)
         terms: dict[str, Tensor] = {}
@@ -375,18 +398,52 @@ class DiMPTraining(Run):
             shown = wide.present[:, n:].flatten().cpu().numpy()
             sums.setdefault("v_peak", []).extend((away < 1.5)[shown].astype(float).tolist())
 
-            modulation, maps = self.modulate(net, near, *self._backbone(net, near.images, False))
-            predicted = predict_overlaps(net.iou_net, modulation, maps, near.candidates)
-            present = near.present.flatten()
-            sums.setdefault("v_iou", []).append(float(iou_loss(predicted, near.overlaps, present)))
-            boxes, rng = near.boxes.flatten(0, 1).cpu().numpy(), np.random.default_rng(number)
-            start = _disturb(boxes, rng)
-            full = IoUFeatures(*(x.float() for x in maps))
-            refined = refine(net, modulation, full, torch.from_numpy(start).to(self.device), rng)
-            seen = present.cpu().numpy()
+            start, refined, predicted = self._refine(net, near, number)
+            boxes, seen = near.boxes.flatten(0, 1).cpu().numpy(), near.present.flatten().cpu().numpy()
+            loss = iou_loss(predicted, near.overlaps, near.present.flatten())
+            sums.setdefault("v_iou", []).append(float(loss))
             sums.setdefault("v_start", []).extend(_overlap(start, boxes)[seen].tolist())
             sums.setdefault("v_box", []).extend(_overlap(refined, boxes)[seen].tolist())
         return {name: float(np.mean(values)) for name, values in sums.items()}
+
+    def _refine(self, net: DiMPNet, near: Batch, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32], Tensor]:
+        """Disturbed boxes of all frames, what refinement makes of them (Nx4 both), and the candidates' overlaps."""
+        modulation, maps = self.modulate(net, near, *self._backbone(net, near.images, False))
+        predicted = predict_overlaps(net.iou_net, modulation, maps, near.candidates)
+        rng = np.random.default_rng(seed)
+        start = _disturb(near.boxes.flatten(0, 1).cpu().numpy(), rng)
+        full = IoUFeatures(*(x.float() for x in maps))
+        return start, refine(net, modulation, full, torch.from_numpy(start).to(self.device), rng), predicted
+
+    @torch.no_grad()
+    def pictures(self) -> dict[str, Image]:
+        """What the moving average makes of the first held-out sets, or of a step's where none are held out.
+
+        Returns:
+            `classifier`: a row a set with the training frames, the test frames, the label map of the first of these and
+            its scores by the first and the last iterate; `boxes`: a row a set, the true box green, before refinement
+            red, after it yellow.
+        """
+        wide, near = self.validation[0] if self.validation else self.batches(self.plan(0))
+        net = self.average
+        assert isinstance(net, DiMPNet)
+        result: dict[str, Image] = {}
+        if wide is not None:
+            scores = self.classify(net, wide, self._backbone(net, wide.images, False)[1])
+            labels = self.labels(wide, scores[0].shape[-1])
+            rows = []
+            for number, row in enumerate(_framed(wide)[:SHOWN]):
+                size = row[0].shape[1], row[0].shape[0]
+                maps = (labels[number, 0], scores[0][number, 0], scores[-1][number, 0])
+                rows.append([*row, *(map_picture(map_, size, (-0.2, 1.0)) for map_ in maps)])
+            result["classifier"] = sheet(rows)
+        start, refined, _ = self._refine(net, near, 0)
+        rows = _framed(near)[:SHOWN]
+        for number, picture in enumerate(picture for row in rows for picture in row):
+            draw_box(picture, start[number].tolist(), RED)
+            draw_box(picture, refined[number].tolist(), YELLOW)
+        result["boxes"] = sheet(rows)
+        return result
 
     def on_save(self) -> None:
         """Validate, and write weights: always the newest, and the best by the held-out sets."""
@@ -398,6 +455,19 @@ class DiMPTraining(Run):
             f"held-out peak {result.get('v_peak', 0):.3f}, box IoU {result.get('v_box', 0):.3f}"
         )
         weights.save(self.out / f"{self.name}.safetensors", self.average, "dimp18", origin)
+
+
+def _framed(batch: Batch) -> list[list[Image]]:
+    """The frames of each set with the true box, where the target is present."""
+    rows = []
+    for crops, boxes, present in zip(
+        batch.images.unflatten(0, batch.boxes.shape[:2]), batch.boxes.tolist(), batch.present.tolist(), strict=True
+    ):
+        rows.append([crop_picture(crop) for crop in crops])
+        for picture, box, shown in zip(rows[-1], boxes, present, strict=True):
+            if shown:
+                draw_box(picture, box, GREEN)
+    return rows
 
 
 def _disturb(boxes: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:

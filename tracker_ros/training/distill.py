@@ -14,20 +14,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tracker_ros.networks.resnet import RESNET18, ResNet, normalise
-from tracker_ros.training.augment import View, cut, photometric
+from tracker_ros.training.ahead import Ahead
+from tracker_ros.training.augment import FramePlan, Layer, View, draw_photometric
 from tracker_ros.training.data import Image, ImagePool
+from tracker_ros.training.device import HostImages, Renderer
 from tracker_ros.training.inputs import read_pool, read_teacher, require
+from tracker_ros.training.pictures import crop_picture, sheet
+from tracker_ros.training.pseudo import TEACHER_MEAN
 from tracker_ros.training.run import Run, RunOptions, channels_last, with_settings
 
-#: Mean colour that the teacher expects to be removed, RGB 0..255, and the channels of its three feature maps.
-TEACHER_MEAN = (123.675, 116.28, 103.53)
+#: Channels of the teacher's three feature maps.
 TEACHER_CHANNELS = (32, 112, 256)
+
+
+#: Crops in a picture.
+SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,7 @@ class DistillOptions(RunOptions):
         crop: side of a crop in pixels.
         weight_decay: of weights; biases and batch norms have none.
         relation: weight of the relational term.
+        workers: processes that draw the crops of the next steps; 0 draws them in between.
     """
 
     minutes: float = 55.0
@@ -47,11 +56,13 @@ class DistillOptions(RunOptions):
     crop: int = 192
     weight_decay: float = 0.05
     relation: float = 10.0
+    workers: int = 0
 
 
-def sample_pair(pool: ImagePool, size: int, rng: np.random.Generator) -> list[Image]:
+def plan_pair(pool: ImagePool, size: int, rng: np.random.Generator) -> list[FramePlan]:
     """Two crops of one image around almost the same place, at the zooms that a tracker sees."""
-    image = pool.images[int(rng.integers(len(pool)))]
+    index = int(rng.integers(len(pool)))
+    image = pool.images[index]
     width, height = image.size
     extent = math.sqrt(width * height)
     if len(image.boxes) and rng.random() < 0.6:
@@ -63,7 +74,7 @@ def sample_pair(pool: ImagePool, size: int, rng: np.random.Generator) -> list[Im
         centre = (rng.uniform(0.1, 0.9) * width, rng.uniform(0.1, 0.9) * height)
     side = float(np.clip(side, size / 2.5, 1.35 * extent))
     inside = bool(rng.random() < 0.8)
-    crops = []
+    plans = []
     flip = bool(rng.random() < 0.5)
     for _ in range(2):
         shown = float(np.clip(side * math.exp(rng.normal(0.0, 0.3)), size / 2.5, 1.35 * extent))
@@ -80,8 +91,8 @@ def sample_pair(pool: ImagePool, size: int, rng: np.random.Generator) -> list[Im
             angle=rng.normal(0.0, 0.15) if rng.random() < 0.6 else 0.0,
             flip=flip != bool(rng.random() < 0.15),
         )
-        crops.append(photometric(cut(image, view, size), rng))
-    return crops
+        plans.append(FramePlan((Layer.whole(index, view, size),), look=draw_photometric(rng)))
+    return plans
 
 
 class Heads(nn.Module):
@@ -128,9 +139,18 @@ class Distillation(Run):
 
     name = "distill"
 
-    def __init__(self, pool: ImagePool, teacher: nn.Module, out: Path, options: DistillOptions) -> None:
+    def __init__(
+        self,
+        pool: ImagePool,
+        teacher: nn.Module,
+        out: Path,
+        options: DistillOptions,
+        images: Renderer | None = None,
+    ) -> None:
         super().__init__(out, options)
         self.pool, self.options = pool, options
+        self.images: Renderer = images or HostImages(pool, self.device)
+        self._plans = Ahead(self.plan, options.workers)
         self.teacher = teacher.eval().to(self.device)
         self.student = channels_last(ResNet(RESNET18).to(self.device)).train()
         self.heads = Heads((128, 256), TEACHER_CHANNELS).to(self.device)
@@ -153,14 +173,17 @@ class Distillation(Run):
         """The student."""
         return self.student
 
-    def batch(self, rng: np.random.Generator) -> Tensor:
-        """(2 x pairs)x3xSxS float RGB 0..255; crops 2i and 2i + 1 show the same place."""
-        crops = [crop for _ in range(self.options.pairs) for crop in sample_pair(self.pool, self.options.crop, rng)]
-        batch = torch.from_numpy(np.stack(crops)[..., ::-1].copy()).permute(0, 3, 1, 2).float()
-        if rng.random() < 0.2:  # blends of two scenes: more inputs on which to agree with the teacher
-            share = float(rng.uniform(0.1, 0.5))
-            batch = batch * (1 - share) + batch.roll(2, 0) * share
-        return batch.contiguous(memory_format=torch.channels_last)
+    def plan(self, step: int, common: bool = False) -> tuple[list[FramePlan], float]:
+        """Pairs of crops, 2i and 2i + 1 of the same place, and the share of another scene to blend in."""
+        rng = self.generator(step, common)
+        plans = [plan for _ in range(self.options.pairs) for plan in plan_pair(self.pool, self.options.crop, rng)]
+        # Blends of two scenes are more inputs on which to agree with the teacher.
+        return plans, float(rng.uniform(0.1, 0.5)) if rng.random() < 0.2 else 0.0
+
+    def batch(self, plans: list[FramePlan], share: float) -> Tensor:
+        """(2 x pairs)x3xSxS float RGB 0..255 on the device: what `plan` has planned."""
+        batch = self.images.render(plans, self.options.crop)
+        return torch.lerp(batch, batch.roll(2, 0), share) if share else batch
 
     @torch.no_grad()
     def teach(self, batch: Tensor) -> list[Tensor]:
@@ -171,7 +194,7 @@ class Distillation(Run):
 
     def measure(self, batches: int = 12) -> None:
         """Per-channel mean and deviation of the teacher's features over a few batches."""
-        taught = [self.teach(self.batch(self.generator(10**6 + index, common=True))) for index in range(batches)]
+        taught = [self.teach(self.batch(*self.plan(10**6 + index, common=True))) for index in range(batches)]
         self.statistics = []
         for maps in zip(*taught, strict=True):
             joined = torch.cat([x.transpose(0, 1).flatten(1) for x in maps], 1)
@@ -182,7 +205,7 @@ class Distillation(Run):
         """Regression of the three feature maps and the relational term."""
         if not self.statistics:
             self.measure()
-        batch = self.batch(self.generator(step))
+        batch = self.batch(*self._plans(step))
         targets = standardise(self.teach(batch), self.statistics)
         with self.autocast():
             stride8, stride16 = self.student(normalise(batch))
@@ -197,6 +220,22 @@ class Distillation(Run):
             0.5 * terms["stride8"] + terms["stride16"] + terms["projected"] + self.options.relation * terms["relation"]
         )
         return terms
+
+    @torch.no_grad()
+    def pictures(self) -> dict[str, Image]:
+        """`features`: crops, three channels of the teacher's projected features as colours, and the student's."""
+        batch = self.batch(*self.plan(0))[:SHOWN]
+        taught = standardise(self.teach(batch), self.statistics)[2]
+        with self.autocast():
+            stride16 = self.average(normalise(batch))[1].float()
+        learnt = self.heads.projected(stride16)
+        rows = []
+        for number, crop in enumerate(batch):
+            picture = crop_picture(crop)
+            colours = [crop_picture(128 + 40 * features[number, :3]) for features in (taught, learnt)]
+            size = picture.shape[1], picture.shape[0]
+            rows.append([picture, *(cv2.resize(c, size, interpolation=cv2.INTER_NEAREST) for c in colours)])
+        return {"features": sheet(rows)}
 
     def extra_state(self) -> dict[str, Any]:
         """The statistics of the teacher's features."""

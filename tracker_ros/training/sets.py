@@ -278,39 +278,3 @@ class SetSampler:
         centre = (float(rng.uniform(0.2, 0.8)) * width, float(rng.uniform(0.2, 0.8)) * height)
         view = View(centre, 0.3 * math.sqrt(width * height))
         return Layer.piece(image, view, (round(corner[0]), round(corner[1]), *size), ellipse=False)
-
-
-def proposals(
-    box: NDArray[np.float32], count: int, rng: np.random.Generator, lowest: float = 0.1
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """`count` random boxes around `box` with their IoU (ATOM, section 3.2: IoU of at least `lowest`).
-
-    Args:
-        box: (x, y, w, h) in pixels.
-        count: number of proposals.
-        rng: the generator.
-        lowest: smallest IoU of a proposal.
-
-    Returns:
-        Boxes, `count`x4 (x, y, w, h), and IoUs, `count` values in [`lowest`, 1].
-    """
-    centre = box[:2] + box[2:] / 2
-    chosen: list[NDArray[np.float32]] = []
-    overlaps: list[NDArray[np.float32]] = []
-    total = 0
-    if count == 0:
-        return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
-    while total < count:
-        spread = np.exp(rng.uniform(math.log(0.03), math.log(0.7), (4 * count, 1)))
-        size = box[2:] * np.exp(rng.normal(size=(4 * count, 2)) * spread)
-        middle = centre + rng.normal(size=(4 * count, 2)) * spread * 0.7 * np.sqrt(box[2] * box[3])
-        candidates = np.hstack([middle - size / 2, size]).astype(np.float32)
-        low = np.maximum(candidates[:, :2], box[:2])
-        high = np.minimum(candidates[:, :2] + candidates[:, 2:], box[:2] + box[2:])
-        overlap = np.clip(high - low, 0, None).prod(1)
-        values = overlap / (candidates[:, 2:].prod(1) + box[2] * box[3] - overlap)
-        good = values >= lowest
-        chosen.append(candidates[good])
-        overlaps.append(values[good].astype(np.float32))
-        total += int(good.sum())
-    return np.concatenate(chosen)[:count], np.concatenate(overlaps)[:count]
