@@ -11,11 +11,24 @@ import torch
 from torch import nn
 
 from tracker_ros.training.data import ImagePool, add_flights, make_pool, split
+from tracker_ros.training.pseudo import add_teacher_pairs
 
 #: Simulated flights are drawn from these seeds on; the ones below are for demonstrations and tests.
 FIRST_SEED = 1000
 #: Frames of a flight that is added to the training images.
 FLIGHT_FRAMES = 40
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that name training data, which `read_pool` reads."""
+    parser.add_argument("--images", type=Path, help="folder with boxes.csv (image,source,x,y,w,h,label) and jpg/")
+    parser.add_argument(
+        "--sequences", type=Path, nargs="*", default=[], help="sequence folders with img/ and groundtruth.txt"
+    )
+    parser.add_argument(
+        "--loose-sequences", type=Path, nargs="*", default=[], help="sequence folders whose boxes are loose"
+    )
+    parser.add_argument("--sequence-step", type=int, default=3, help="take every n-th frame of the sequences")
 
 
 def require(args: argparse.Namespace, *names: str) -> None:
@@ -28,7 +41,8 @@ def require(args: argparse.Namespace, *names: str) -> None:
     unset = [name for name in names if not getattr(args, name.removeprefix("--").replace("-", "_"))]
     if unset:
         raise ValueError(f"recipe '{args.recipe}' needs {' and '.join(unset)}")
-    missing = [str(f) for f in (args.teacher, args.backbone) if f is not None and not f.is_file()]
+    files: Sequence[Path | None] = (args.teacher, args.backbone, args.base, *(args.teacher_tracker or ()))
+    missing = [str(f) for f in files if f is not None and not f.is_file()]
     folders: Sequence[Path | None] = (args.images, *args.sequences, *args.loose_sequences)
     missing += [str(d) for d in folders if d is not None and not d.is_dir()]
     if missing:
@@ -43,6 +57,10 @@ def read_pool(args: argparse.Namespace) -> ImagePool:
 def read_pools(args: argparse.Namespace) -> tuple[ImagePool, ImagePool]:
     """The images to train on, with the simulated flights, and those held out, which no step ever sees."""
     pool, held_out = split(read_pool(args))
+    if args.teacher_tracker is not None:
+        template, search = (torch.jit.load(str(file), map_location="cpu") for file in args.teacher_tracker)
+        count = add_teacher_pairs(pool, template, search, seed=1, cache=args.out / "views.csv")
+        print(f"{count} objects labelled from several sides by the teacher")
     add_flights(pool, range(FIRST_SEED, FIRST_SEED + args.flights), FLIGHT_FRAMES)
     return pool, held_out
 
