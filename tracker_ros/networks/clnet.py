@@ -114,8 +114,9 @@ def _statistics(features: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     count = share.sum(-1)
     mean = (features * share).sum(-1) / count.clamp_min(1)
     square = ((features - mean[..., None]).square() * share).sum(-1)
-    std = (square / (count - 1).clamp_min(1)).sqrt()
-    return mean, torch.where(count > 1, std, torch.zeros_like(std))
+    variance = square / (count - 1).clamp_min(1)
+    std = variance.clamp_min(1e-12).sqrt()  # whose slope at zero would spoil all gradients
+    return mean, torch.where((count > 1) & (variance > 0), std, torch.zeros_like(std))
 
 
 class AdjustedKernels(NamedTuple):
