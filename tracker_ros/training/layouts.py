@@ -427,7 +427,8 @@ def open_data(specs: Sequence[str], step: int = 1, cache_bytes: int = CACHE_BYTE
     Args:
         specs: `LAYOUT:FOLDER` or `LAYOUT:FOLDER,step=N` each, with a layout of `LAYOUTS`.
         step: take every n-th frame of densely annotated videos, where a spec does not say.
-        cache_bytes: bytes of decoded pixels that are kept in memory, all sets together.
+        cache_bytes: bytes of decoded pixels that are kept in memory, all sets together; every process that draws
+            crops keeps as many.
 
     Returns:
         A pool whose images read their pixels when `levels` is indexed.
