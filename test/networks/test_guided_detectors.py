@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from tracker_ros.geometry.detection import overlap_matrix
-from tracker_ros.networks.detection import Candidates, Detections, GuidedDetector, LevelConfig
+from tracker_ros.networks.detection import Candidates, Detections, GuidedDetector, LevelConfig, with_one_exemplar
 from tracker_ros.networks.faster_rcnn import GUIDED_FRCNN18, GUIDED_FRCNN_R50, FasterRCNN
 from tracker_ros.networks.fcos import FCOS, GUIDED_FCOS18
 from tracker_ros.networks.guidance import Cells, TargetGuidance, pool
 from tracker_ros.networks.inference import prepare
 from tracker_ros.networks.resnet import ResNet, ResNetConfig
-from tracker_ros.networks.ssd import GUIDED_SSD18, GUIDED_SSD_VGG16, SSD
+from tracker_ros.networks.ssd import GUIDED_SSD18, GUIDED_SSD_VGG16, SSD, SSDConfig
 from tracker_ros.networks.vgg import VGGConfig
 
 SMALL = ResNetConfig(blocks=(1, 1, 1), bottleneck=False)
@@ -255,6 +255,20 @@ def _without_norms(layers: nn.Module) -> nn.Module:
     return nn.Sequential(*(m for m in layers.children() if not isinstance(m, nn.GroupNorm)))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_kept_backbone_maps_give_the_same(name: str) -> None:
+    """What a frozen backbone computed can be kept, for exemplars as for search crops."""
+    detector = _build(name).eval()
+    exemplars, boxes, search = _crops(detector)
+    with torch.no_grad():
+        for level, kept in zip(
+            detector.features(search), detector.level_maps(detector.backbone_maps(search)), strict=True
+        ):
+            assert torch.equal(level, kept)
+        kept_guidance = detector.modulators(detector.exemplar_maps(exemplars), boxes)
+        assert torch.equal(detector.embed(exemplars, boxes), kept_guidance)
+
+
 # --- SSD -------------------------------------------------------------------------------------------------------------
 
 
@@ -301,6 +315,22 @@ def test_the_papers_base_sizes_and_maps() -> None:
     sizes = (anchors[:, 2] * anchors[:, 3]).sqrt()
     for start, base in ((0, 30), (38 * 38 * 4, 60), (38 * 38 * 4 + 19 * 19 * 6, 111)):
         assert float(sizes[start]) == pytest.approx(base, abs=0.01)
+
+
+def test_one_exemplar_for_all_levels() -> None:
+    config = with_one_exemplar(_build("ssd").config, 48)
+    assert isinstance(config, SSDConfig)
+    detector = SSD(config).eval()
+    assert detector.config.exemplar == 48
+    exemplar = 255 * torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    box = torch.tensor([[24.0, 24.0, 24.0, 24.0]])
+    with torch.no_grad():
+        guidance = detector.embed(exemplar, box)
+        maps = detector.features(exemplar)
+        alone = [
+            level.guidance.embed(x, box, level.cells) for level, x in zip(detector.guided_levels, maps, strict=True)
+        ]
+    assert torch.allclose(guidance, torch.cat(alone, 1))
 
 
 # --- Faster R-CNN ----------------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ its sides, and is resized to `search` pixels; the exemplar's is `exemplar_contex
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,8 @@ from tracker_ros.geometry import detection as boxes_of
 from tracker_ros.networks.guidance import Cells, TargetGuidance
 from tracker_ros.networks.resnet import ResNet, ResNetConfig, normalise
 from tracker_ros.networks.vgg import VGG16, VGGConfig
+
+ConfigT = TypeVar("ConfigT", bound="DetectorConfig")
 
 #: Channels that a group norm treats together.
 _GROUP = 16
@@ -101,6 +103,11 @@ class DetectorConfig:
     def exemplar(self) -> int:
         """Side of the exemplar crop in pixels: the largest of the levels' exemplars."""
         return max(level.exemplar for level in self.levels)
+
+
+def with_one_exemplar(config: ConfigT, size: int) -> ConfigT:
+    """The same detector, all levels guided by an exemplar of `size` pixels (table 1, "No Multi-Res.")."""
+    return replace(config, levels=tuple(replace(level, exemplar=size) for level in config.levels))
 
 
 class GuidedLevel(nn.Module):
