@@ -363,7 +363,7 @@ def _read_legacy(path: Path) -> Any:
 
 def builders() -> dict[str, Callable[[], nn.Module]]:
     """Network name to what builds the module, with random weights."""
-    from tracker_ros.networks import clnet, dimp, siamban, siamrn, siamrpn
+    from tracker_ros.networks import clnet, dimp, faster_rcnn, siamban, siamrn, siamrpn, ssd
 
     return {
         "dimp18": lambda: dimp.DiMPNet(dimp.DIMP18),
@@ -380,6 +380,10 @@ def builders() -> dict[str, Callable[[], nn.Module]]:
         "siamban_r50": lambda: siamban.SiamBANNet(siamban.SIAMBAN_R50),
         "siamrn18": lambda: siamrn.SiamRNNet(siamrn.SIAMRN18),
         "siamrn_r50": lambda: siamrn.SiamRNNet(siamrn.SIAMRN_R50),
+        "guided_ssd18": lambda: ssd.SSD(ssd.GUIDED_SSD18),
+        "guided_ssd_vgg16": lambda: ssd.SSD(ssd.GUIDED_SSD_VGG16),
+        "guided_frcnn18": lambda: faster_rcnn.FasterRCNN(faster_rcnn.GUIDED_FRCNN18),
+        "guided_frcnn_r50": lambda: faster_rcnn.FasterRCNN(faster_rcnn.GUIDED_FRCNN_R50),
     }
 
 

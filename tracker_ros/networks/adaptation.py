@@ -90,7 +90,7 @@ def adapt(
 
 
 def compose(anchor: Parameters, latest: Parameters, weight: float) -> dict[str, Tensor]:
-    """lambda anchor + (1 - lambda) latest, parameter by parameter."""
+    """The mixture lambda anchor + (1 - lambda) latest, parameter by parameter."""
     return {name: weight * value + (1 - weight) * latest[name] for name, value in anchor.items()}
 
 

@@ -67,6 +67,7 @@ class FCOS(GuidedDetector):
         ]
         self.register_buffer("points", torch.cat(grids), persistent=False)
         self.head = FCOSHead(self.guided_levels[0].outputs)
+        self.start_rates(0.02, 0.002)
 
     def candidates(self, maps: Sequence[Tensor], extra: Tensor | None = None) -> Candidates:
         """All points; the head reads the guided maps themselves. `extra` is of no use here."""

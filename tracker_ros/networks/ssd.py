@@ -93,6 +93,7 @@ class SSD(GuidedDetector):
         levels = self.guided_levels
         shapes = anchor_shapes(config)
         self.head = SSDHead([level.outputs for level in levels], [len(s) for s in shapes])
+        self.start_rates(0.02, 0.002)
         grids = [
             boxes_of.grid(cell_count(config.search, int(level.cells.stride)), *level.cells, s)
             for level, s in zip(levels, shapes, strict=True)

@@ -1,0 +1,82 @@
+"""The outer loop of MAML for guided detectors (Huang et al., ICCV 2019, section 3.3).
+
+For every triplet the head takes a few gradient steps on the support frame (`networks.adaptation`); what is minimised
+is its loss on the query frame afterwards, through the steps (eq. 2 and 3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tracker_ros.networks.adaptation import Parameters, Rates, adapt, head_parameters
+from tracker_ros.networks.detection_loss import Samples, support_loss
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """How a head is adapted to the support frames.
+
+    Attributes:
+        rates: alpha (section 4.1: 0.05), for all parameters or one a parameter.
+        steps: N.
+        second_order: outer gradients flow through the gradients of the steps; False is first-order MAML.
+        limit: longest gradient of a step, see `adaptation.descend`.
+        regression: weight of the regression in the support loss; 0 adapts the classification alone.
+    """
+
+    rates: Rates = 0.05
+    steps: int = 5
+    second_order: bool = True
+    limit: float = math.inf
+    regression: float = 1.0
+
+
+class Triplet(NamedTuple):
+    """Support and query frames of one target, under the guidance of one exemplar."""
+
+    support: Samples
+    query: Samples
+
+
+class Outcome(NamedTuple):
+    """Query losses of T triplets.
+
+    Attributes:
+        before: T, of the head as it is (no gradient).
+        after: T, of the head adapted to each triplet's support frames.
+    """
+
+    before: Tensor
+    after: Tensor
+
+    @property
+    def improved(self) -> float:
+        """Share of the triplets whose query loss the inner steps made lower."""
+        return float((self.after < self.before).double().mean())
+
+
+def adapted(head: nn.Module, triplet: Triplet, inner: InnerLoop) -> Parameters:
+    """The head's parameters after the inner loop on the support frames (eq. 1)."""
+    loss = support_loss(head, triplet.support, inner.regression)
+    theta = head_parameters(head)
+    return adapt(loss, theta, inner.rates, inner.steps, second_order=inner.second_order, limit=inner.limit)
+
+
+def outcome(head: nn.Module, triplets: Sequence[Triplet], inner: InnerLoop) -> Outcome:
+    """Query losses before and after the inner loop; `after` is differentiable (the terms of eq. 2).
+
+    The detector's whole loss counts on the query frames, whatever the inner loop adapts.
+    """
+    before, after = [], []
+    for triplet in triplets:
+        query = support_loss(head, triplet.query)
+        after.append(query(adapted(head, triplet, inner)))
+        with torch.no_grad():
+            before.append(query(head_parameters(head)))
+    return Outcome(torch.stack(before), torch.stack(after))
