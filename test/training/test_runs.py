@@ -216,8 +216,10 @@ def test_settings_are_checked() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["distill"], "needs --images and --teacher"),
-        (["dimp18"], "needs --images"),
+        (["distill"], "needs training data (--data or --images) and --teacher"),
+        (["dimp18"], "needs training data (--data or --images)"),
+        (["dimp18", "--data", "sequences:nowhere"], "folder nowhere not found"),
+        (["dimp18", "--data", "films:nowhere"], "films"),
         (["dimp18", "--images", "nowhere", "--backbone", "none.pt"], "not found: none.pt, nowhere"),
     ],
 )

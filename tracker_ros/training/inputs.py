@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tracker_ros.training.data import ImagePool, add_flights, make_pool, split
+from tracker_ros.training.layouts import LAYOUTS, open_data
 from tracker_ros.training.pseudo import add_teacher_pairs
 
 #: Simulated flights are drawn from these seeds on; the ones below are for demonstrations and tests.
@@ -21,6 +22,15 @@ FLIGHT_FRAMES = 40
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that name training data, which `read_pool` reads."""
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="LAYOUT:FOLDER",
+        help=f"data sets as they lie on disk, LAYOUT:FOLDER or LAYOUT:FOLDER,step=N for every n-th frame; layouts: "
+        f"{', '.join(LAYOUTS)}",
+    )
     parser.add_argument("--images", type=Path, help="folder with boxes.csv (image,source,x,y,w,h,label) and jpg/")
     parser.add_argument(
         "--sequences", type=Path, nargs="*", default=[], help="sequence folders with img/ and groundtruth.txt"
@@ -32,13 +42,18 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def require(args: argparse.Namespace, *names: str) -> None:
-    """Check that the recipe's arguments `names` (``--images``) are given, and that every file and folder named exists.
+    """Check that the recipe's arguments `names` (``--teacher``) are given, and that every file and folder named exists.
+
+    ``--images`` stands for training data of any kind: ``--data`` and ``--sequences`` do as well.
 
     Raises:
         ValueError: an argument is not given.
         FileNotFoundError: names all that is missing, before anything is read.
     """
-    unset = [name for name in names if not getattr(args, name.removeprefix("--").replace("-", "_"))]
+    given = {name: bool(getattr(args, name.removeprefix("--").replace("-", "_"))) for name in names}
+    if "--images" in given and not (given.pop("--images") or args.data or args.sequences):
+        given = {"training data (--data or --images)": False} | given
+    unset = [name for name, there in given.items() if not there]
     if unset:
         raise ValueError(f"recipe '{args.recipe}' needs {' and '.join(unset)}")
     files: Sequence[Path | None] = (args.teacher, args.backbone, args.base, *(args.teacher_tracker or ()))
@@ -50,8 +65,16 @@ def require(args: argparse.Namespace, *names: str) -> None:
 
 
 def read_pool(args: argparse.Namespace) -> ImagePool:
-    """All the images that the arguments name."""
-    return make_pool(args.images, args.sequences, args.loose_sequences, args.sequence_step)
+    """All the images that the arguments name.
+
+    Raises:
+        ValueError: a data set whose layout is not known.
+        FileNotFoundError: names what is missing.
+    """
+    listed = open_data(args.data, args.sequence_step)  # at once, while the others are read whole
+    pool = make_pool(args.images, args.sequences, args.loose_sequences, args.sequence_step)
+    pool.extend(listed)
+    return pool
 
 
 def read_pools(args: argparse.Namespace) -> tuple[ImagePool, ImagePool]:

@@ -346,9 +346,10 @@ class Run(ABC):
                     self._log({name: value / count for name, value in sums.items()}, count / (now - logged))
                     sums, count, logged = {}, 0, now
                 if stop:
+                    print("interrupted: saving", flush=True)
                     self.save()
                     raise KeyboardInterrupt
-                if now - saved > 60 * self.settings.save_minutes:
+                if now - saved > 60 * self.settings.save_minutes and self.progress() < 1:
                     self.save()
                     saved = now
         self.save()
