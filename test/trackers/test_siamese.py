@@ -356,6 +356,68 @@ def test_siamrn_scores_all_or_the_best_proposals(frames: list[NDArray[np.uint8]]
         np.testing.assert_allclose(estimate.heatmap[scored], complete.heatmap[scored], atol=1e-4)
 
 
+def _respond(frames: list[NDArray[np.uint8]], **options: Any) -> Tensor:
+    """Scores of SiamRN's network for two targets in the second frame, 2x625."""
+    tracker = _tracker("siamrn", **options)
+    found: list[Response] = []
+    respond = tracker.respond
+
+    def watch(crops: Tensor, template: tuple[Tensor, ...]) -> tuple[Response, int]:
+        found.append(respond(crops, template)[0])
+        return found[0], 25
+
+    tracker.respond = watch
+    tracker.step(frames[1], tracker.start(frames[0], BOXES))
+    return found[0].scores
+
+
+def test_siamrn_ablations_change_what_they_name(frames: list[NDArray[np.uint8]]) -> None:
+    scores = {kind: _respond(frames, scores=kind) for kind in ("refined", "product", "matching", "class")}
+    torch.testing.assert_close(scores["product"], scores["class"] * scores["matching"])
+    banned = _tracker("siamban", "siamrn")  # the same network, its relation detector unused
+    siamban = _run(banned, BOXES, frames[:2])[0]
+    alone = _run(_tracker("siamrn", scores="class", **_settings(banned)), BOXES, frames[:2])[0]
+    assert [e.box for e in alone] == [e.box for e in siamban]
+    parts = ("global_detector", "local_detector", "patch_detector", "self_attention")
+    results = [scores["refined"], *(_respond(frames, **{part: False}) for part in parts)]
+    for i, one in enumerate(results):
+        assert all((one - other).abs().max() > 1e-4 for other in results[:i])
+    # Without the relation detector its parts make no difference.
+    torch.testing.assert_close(_respond(frames, scores="class", local_detector=False), scores["class"])
+    with pytest.raises(InvalidOption, match="scores=class"):
+        registry.get("siamrn").options.replace(**dict.fromkeys(parts[:3], False))
+
+
+def _settings(tracker: Any) -> dict[str, float]:
+    """The numbers by which SiamBAN's and SiamRN's published settings differ."""
+    return {name: getattr(tracker.options, name) for name in ("penalty", "window_influence", "size_rate")}
+
+
+@pytest.mark.parametrize("kind", ["refined", "product", "matching"])
+def test_siamrn_with_few_proposals_scores_these_as_with_all(kind: str, frames: list[NDArray[np.uint8]]) -> None:
+    every, few = _respond(frames, scores=kind), _respond(frames, scores=kind, top_k=50)
+    kept = few > 0
+    assert (kept.sum(1) == 50).all()
+    torch.testing.assert_close(few[kept], every[kept], atol=1e-5, rtol=1e-4)
+    best = _respond(frames, scores="class").topk(50, 1).indices
+    assert kept.gather(1, best).all()
+
+
+def test_the_compact_siamrn_computed_plainly_gives_the_same(frames: list[NDArray[np.uint8]]) -> None:
+    torch.manual_seed(11)
+    network = weights.builders()["siamrn18"]()
+    entry = registry.get("siamrn")
+    factory: Any = entry.load()[0]
+    found = []
+    for plain in (False, True):
+        options = entry.options.replace(network="siamrn18", device="cpu", precision="float32", plain=plain, top_k=60)
+        found.append(_run(factory("siamrn", options, network), BOXES, frames[:2])[0])
+    for quick, slow in zip(*found, strict=True):
+        np.testing.assert_allclose(quick.box, slow.box, atol=1e-2)
+        assert quick.score == pytest.approx(slow.score, abs=1e-4)
+        np.testing.assert_allclose(quick.heatmap, slow.heatmap, atol=1e-4)
+
+
 def test_missing_weights_name_the_command_that_imports_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setenv("TRACKER_ROS_MODELS", str(tmp_path))
     for name in NAMES:

@@ -1,8 +1,12 @@
 """SiamRN: SiamBAN whose proposals are compared with the target (Cheng et al., CVPR 2021).
 
 The network is `tracker_ros.networks.siamrn`. The boxes of all 25 x 25 locations are scored by the relation detector,
-and the scores refine the classification (section 3.4); ``top_k`` limits both to the proposals with the highest class
-scores of the first pass, and the rest count as background.
+and the scores refine the classification (section 3.4). ``top_k`` limits both to the proposals with the highest class
+scores of a first pass, which is SiamBAN's; the rest count as background. It costs what the first pass misjudges: a
+target that is not among its K best proposals is not found.
+
+For ablations, ``scores`` says what is made of the matching scores, and each part of the relation detector can be left
+out. With ``scores=class`` the tracker is SiamBAN with the same weights.
 """
 
 from __future__ import annotations
@@ -14,8 +18,8 @@ import torch
 from torch import Tensor
 
 from tracker_ros.networks.siamese import Kernels, SiameseNet
-from tracker_ros.networks.siamrn import FusedRelation, RelationTemplate, SiamRNNet
-from tracker_ros.trackers.base import TrackerOptions, option
+from tracker_ros.networks.siamrn import FusedRelation, RelationParts, RelationTemplate, SiamRNNet
+from tracker_ros.trackers.base import InvalidOption, TrackerOptions, option
 from tracker_ros.trackers.siamban import PointTracker
 from tracker_ros.trackers.siamese import Response, SiameseOptions
 
@@ -24,18 +28,45 @@ from tracker_ros.trackers.siamese import Response, SiameseOptions
 class SiamRNOptions(SiameseOptions):
     """Options of SiamRN. The defaults are the published settings."""
 
-    network: str = option("siamrn_r50", "architecture of the network", choices=("siamrn_r50",))
+    network: str = option("siamrn18", "architecture of the network", choices=("siamrn18", "siamrn_r50"))
     penalty: float = option(0.07556044641459468, "penalty of a sudden change of size or ratio", low=0.0, high=2.0)
     window_influence: float = option(
         0.44906151090793267, "share of the cosine window in the ranking", low=0.0, high=1.0
     )
     size_rate: float = option(0.4452151389448233, "how fast the size follows", low=0.0, high=1.0)
     top_k: int = option(
-        0, "proposals with the highest class scores that the relation detector sees; 0: all", low=0, high=100000
+        0,
+        "proposals with the highest class scores that the relation detector sees, the rest are background; 0: all",
+        low=0,
+        high=100000,
     )
+    scores: str = option(
+        "refined",
+        "ablation: refined: class scores of the scaled features, as in the paper; product: class times matching score, "
+        "without the refinement module; matching: the relation detector alone; class: without the relation detector",
+        choices=("refined", "product", "matching", "class"),
+    )
+    global_detector: bool = option(True, "ablation: use the relation detector's global detector")
+    local_detector: bool = option(True, "ablation: use the relation detector's local detector")
+    patch_detector: bool = option(True, "ablation: use the relation detector's patch detector")
+    self_attention: bool = option(True, "ablation: align pairs by self-attention before they are compared")
+
+    def __post_init__(self) -> None:
+        """See `SiameseOptions`.
+
+        Raises:
+            InvalidOption: also where no detector is left.
+        """
+        super().__post_init__()
+        if not (self.global_detector or self.local_detector or self.patch_detector):
+            raise InvalidOption(
+                "one of the options 'global_detector', 'local_detector' and 'patch_detector' must be true; "
+                "without a relation detector it is scores=class"
+            )
 
 
-PRESETS: dict[str, SiamRNOptions] = {"siamrn": SiamRNOptions()}
+#: The compact network's settings, and the published ones.
+PRESETS: dict[str, SiamRNOptions] = {"siamrn": SiamRNOptions(), "siamrn_r50": SiamRNOptions(network="siamrn_r50")}
 
 
 class PlainTemplate(NamedTuple):
@@ -60,7 +91,9 @@ class SiamRN(PointTracker):
 
     def build(self, network: SiameseNet) -> None:
         """See `SiameseTracker.build`."""
+        o = self.options
         self.network = cast(SiamRNNet, network)
+        self.network.parts = RelationParts(o.global_detector, o.local_detector, o.patch_detector, o.self_attention)
         self.relation = None if self.options.plain else FusedRelation(self.network)
 
     def embed(self, crops: Tensor, boxes: Tensor) -> tuple[Tensor, ...]:
@@ -80,15 +113,22 @@ class SiamRN(PointTracker):
         with self.timer.stage("head"):
             boxes, cells = self.locate(features, kernels)
             correlations = [maps.flatten(2) for maps in net.correlate(features, kernels)]
-        count = boxes.shape[1]
+        count, kind = boxes.shape[1], self.options.scores
         few = 0 < self.options.top_k < count
-        chosen, seen = boxes, correlations
-        if few:
+        first: Tensor | None = None
+        if few or kind in ("product", "class"):
             with self.timer.stage("head"):
-                first = net.classify([maps[..., None] for maps in correlations])
-                index = (first[:, 1] - first[:, 0]).topk(self.options.top_k, 1).indices
+                first = net.classify([maps[..., None] for maps in correlations]).softmax(1)[:, 1]
+        if kind == "class":
+            assert first is not None
+            return Response(first, boxes), cells
+        chosen, index = boxes, None
+        if few:
+            assert first is not None
+            with self.timer.stage("head"):
+                first, index = first.topk(self.options.top_k, 1)
                 chosen = boxes.gather(1, index[..., None].expand(-1, -1, 4))
-                seen = [maps.gather(2, index[:, None].expand(-1, maps.shape[1], -1)) for maps in correlations]
+                correlations = [maps.gather(2, index[:, None].expand(-1, maps.shape[1], -1)) for maps in correlations]
         with self.timer.stage("relation"):
             if self.relation is None:
                 matching = net.match(
@@ -97,9 +137,15 @@ class SiamRN(PointTracker):
             else:
                 matching = self.relation.match(features, cast(RelationTemplate, template), self._clip(chosen))
         with self.timer.stage("head"):
-            logits = net.classify([(maps * matching[:, None])[..., None] for maps in seen])
-            scores = logits.softmax(1)[:, 1]
-            if few:
+            if kind == "refined":
+                logits = net.classify([(maps * matching[:, None])[..., None] for maps in correlations])
+                scores = logits.softmax(1)[:, 1]
+            elif kind == "product":
+                assert first is not None
+                scores = first * matching
+            else:
+                scores = matching
+            if index is not None:
                 scores = torch.zeros_like(boxes[..., 0]).scatter(1, index, scores)
         return Response(scores, boxes), cells
 
