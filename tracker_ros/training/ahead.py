@@ -70,6 +70,10 @@ class Ahead(Generic[T]):
         self._expected = step + 1
         return next(self._results)
 
+    def close(self) -> None:
+        """Let the workers go."""
+        self._results = None
+
 
 def _unchanged(value: T) -> T:
     return value

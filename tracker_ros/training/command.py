@@ -8,12 +8,37 @@ import os
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import cv2
 
 from tracker_ros.training import parallel
 from tracker_ros.training.board import Board, writer_class
-from tracker_ros.training.run import Run
+from tracker_ros.training.inputs import add_data_arguments
+
+
+class Training(Protocol):
+    """What a recipe builds: a `Run`, or several that follow each other (`budget`)."""
+
+    board: Board | None
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        ...
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file to continue from."""
+        ...
+
+    def load(self, path: Path) -> None:
+        """Continue from a checkpoint."""
+        ...
+
+    def run(self) -> None:
+        """Train to the end."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -30,11 +55,10 @@ class Recipe:
     builder: str
     description: str
 
-    def build(self, args: argparse.Namespace) -> Run:
+    def build(self, args: argparse.Namespace) -> Training:
         """The run that the arguments describe, at its start."""
         module, _, function = self.builder.partition(":")
-        run = getattr(importlib.import_module(module), function)(args)
-        assert isinstance(run, Run)
+        run: Training = getattr(importlib.import_module(module), function)(args)
         return run
 
 
@@ -44,6 +68,18 @@ RECIPES = {
         "tracker_ros.training.distill:build", "a ResNet-18 learns a teacher network's features on unlabelled images"
     ),
     "dimp18": Recipe("tracker_ros.training.dimp:build", "DiMP's objective on boxes, on the backbone of `distill`"),
+    "guided_ssd18": Recipe("tracker_ros.training.guided:build", "target-guided SSD, by MAML, on the shared backbone"),
+    "guided_frcnn18": Recipe("tracker_ros.training.guided:build", "target-guided Faster R-CNN, by MAML, on the same"),
+    "guided_ssd_vgg16": Recipe("tracker_ros.training.guided:build", "target-guided SSD with VGG-16, by MAML"),
+    "guided_frcnn_r50": Recipe("tracker_ros.training.guided:build", "target-guided Faster R-CNN, ResNet-50, by MAML"),
+    "siamrpn": Recipe("tracker_ros.training.siamese:build", "SiamRPN's head on the shared backbone"),
+    "siamrpnpp": Recipe("tracker_ros.training.siamese:build", "SiamRPN++'s heads on the shared backbone"),
+    "siamban": Recipe("tracker_ros.training.siamese:build", "SiamBAN's heads on the shared backbone"),
+    "clnet": Recipe("tracker_ros.training.clnet:build", "CLNet's adjusting networks, on a trained SiamRPN++"),
+    "siamrn": Recipe("tracker_ros.training.siamrn:build", "SiamRN's relation detector, on a trained SiamBAN"),
+    "budget": Recipe(
+        "tracker_ros.training.budget:build", "`distill` and `dimp18` one after the other, within --set minutes=25"
+    ),
     "smoke": Recipe(
         "tracker_ros.training.dimp:build_smoke", "`dimp18` on simulated flights, from random weights; needs no files"
     ),
@@ -61,16 +97,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "recipes:\n" + "\n".join(f"  {name:<{width}}{r.description}" for name, r in RECIPES.items())
     parser.add_argument("recipe", choices=tuple(RECIPES), metavar="RECIPE", help="what to train, see below")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, log and weights")
-    parser.add_argument("--images", type=Path, help="folder with boxes.csv (image,source,x,y,w,h,label) and jpg/")
-    parser.add_argument(
-        "--sequences", type=Path, nargs="*", default=[], help="sequence folders with img/ and groundtruth.txt"
-    )
-    parser.add_argument(
-        "--loose-sequences", type=Path, nargs="*", default=[], help="sequence folders whose boxes are loose"
-    )
-    parser.add_argument("--sequence-step", type=int, default=3, help="take every n-th frame of the sequences")
+    add_data_arguments(parser)
     parser.add_argument("--flights", type=int, default=0, help="simulated flights to add")
     parser.add_argument("--teacher", type=Path, help="TorchScript feature network (distill; dimp18: keeps stage 3)")
+    parser.add_argument(
+        "--teacher-tracker",
+        type=Path,
+        nargs=2,
+        metavar=("TEMPLATE", "SEARCH"),
+        help="TorchScript tracker that labels photographs of one object from several sides, cached in OUT/views.csv "
+        "(heads on the shared backbone)",
+    )
+    parser.add_argument(
+        "--base",
+        type=Path,
+        help="weights of the tracker that a recipe builds on (clnet, siamrn), else the shipped ones",
+    )
     parser.add_argument("--backbone", type=Path, help="distill.pt of a distill run (dimp18)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change an option of the recipe"

@@ -206,7 +206,7 @@ class DiMPTraining(Run):
         super().__init__(out, options)
         self.options = options
         self.images: Renderer = images or HostImages(pool, self.device)
-        self._plans = Ahead(self.plan, options.workers)
+        self.ahead = Ahead(self.plan, options.workers)
         layout = replace(layout or SetOptions(), train_frames=options.train_frames, test_frames=options.test_frames)
         # The same zoom on a smaller region, with the target never far from its middle.
         near = replace(
@@ -329,7 +329,7 @@ class DiMPTraining(Run):
         """Beta L_cls + L_bb, and the teacher's hold on stage 3 while that is tuned."""
         self.net.train()
         self.net.backbone.eval()
-        wide, near = self.batches(self._plans(step))
+        wide, near = self.batches(self.ahead(step))
         tuning = self.tuning
         self.net.backbone.get_submodule("layer3").requires_grad_(tuning)
         terms: dict[str, Tensor] = {}

@@ -150,7 +150,7 @@ class Distillation(Run):
         super().__init__(out, options)
         self.pool, self.options = pool, options
         self.images: Renderer = images or HostImages(pool, self.device)
-        self._plans = Ahead(self.plan, options.workers)
+        self.ahead = Ahead(self.plan, options.workers)
         self.teacher = teacher.eval().to(self.device)
         self.student = channels_last(ResNet(RESNET18).to(self.device)).train()
         self.heads = Heads((128, 256), TEACHER_CHANNELS).to(self.device)
@@ -205,7 +205,7 @@ class Distillation(Run):
         """Regression of the three feature maps and the relational term."""
         if not self.statistics:
             self.measure()
-        batch = self.batch(*self._plans(step))
+        batch = self.batch(*self.ahead(step))
         targets = standardise(self.teach(batch), self.statistics)
         with self.autocast():
             stride8, stride16 = self.student(normalise(batch))

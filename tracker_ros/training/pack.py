@@ -150,6 +150,35 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def split_file(path: Path, directory: Path, megabytes: float) -> list[Path]:
+    """Split a file for where large ones cannot go: `directory`/<name>.part00, part01, ... and <name>.sha256.
+
+    In that folder ``cat NAME.part* > NAME && sha256sum -c NAME.sha256`` puts it together again and checks it.
+
+    Args:
+        path: the file.
+        directory: where the parts go; parts of a file of that name that lie there are replaced.
+        megabytes: largest size of a part, 1 MB = 10^6 bytes.
+
+    Raises:
+        ValueError: the parts would be more than a hundred.
+    """
+    limit = int(megabytes * 1e6)
+    size = path.stat().st_size
+    if limit < 1 or size > 100 * limit:
+        raise ValueError(f"{path.name} of {size / 1e6:.0f} MB makes more than 100 parts of {megabytes} MB")
+    directory.mkdir(parents=True, exist_ok=True)
+    for old in directory.glob(f"{path.name}.part*"):
+        old.unlink()
+    parts: list[Path] = []
+    with path.open("rb") as file:
+        while block := file.read(limit):
+            parts.append(directory / f"{path.name}.part{len(parts):02d}")
+            parts[-1].write_bytes(block)
+    (directory / f"{path.name}.sha256").write_text(f"{sha256(path)}  {path.name}\n")
+    return parts
+
+
 def read_pack(directory: Path) -> ImagePool:
     """Read a pack; its parts are checked against the manifest before anything is decoded.
 
