@@ -96,6 +96,21 @@ def test_the_loss_falls_at_every_step() -> None:
     assert (losses[1:] < losses[:-1]).all()
 
 
+def test_gradient_descent_takes_steps_of_one_length_and_is_slower() -> None:
+    optimizer, filters, features, boxes = _problem()
+    with torch.no_grad():
+        steepest = optimizer(filters, features, boxes, 6)
+        # The largest length that no step of steepest descent falls short of.
+        plain = optimizer(filters, features, boxes, 6, step_length=0.05)
+        losses = [torch.stack([optimizer.loss(f, features, boxes) for f in fs]) for fs in (steepest, plain)]
+    assert (losses[1][1:] < losses[1][:-1]).all(), "it does descend"
+    assert (losses[1][1:] > losses[0][1:]).all(), "but never as far as steepest descent"
+    # Along the same first gradient, and by the given length.
+    first = filters.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(optimizer.loss(first, features, boxes).sum() / 2, first)
+    assert torch.allclose(plain[0] - plain[1], 0.05 * gradient)
+
+
 def test_targets_do_not_mix_and_zero_weight_leaves_a_sample_out() -> None:
     optimizer, filters, features, boxes = _problem()
     with torch.no_grad():

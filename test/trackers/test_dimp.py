@@ -133,6 +133,29 @@ def test_update_policy(network: DiMPNet, texture: np.ndarray) -> None:
     assert changed == [False, False, False, True, False, False, False, True]
 
 
+def test_optimizers_of_the_ablation(network: DiMPNet, texture: np.ndarray) -> None:
+    """none leaves the initializer's filter alone; gradient lowers the loss, steepest descent lowers it further."""
+    seen: dict[str, torch.Tensor] = {}
+
+    def keep(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...], result: torch.Tensor) -> None:
+        seen.update(samples=arguments[0], boxes=arguments[1], initial=result)
+
+    frame, box = _scene(texture, 100, 90)
+    loss = {}
+    for name in ("none", "gradient", "steepest"):
+        tracker = _tracker(network, optimizer=name, gradient_step=0.001, update_interval=1)
+        tracker.network.classifier.initializer.register_forward_hook(keep)
+        target = tracker.start(frame, [box])[0]
+        if name == "none":
+            assert torch.equal(target.filter, seen["initial"][0])
+            tracker.step(frame, [target])
+            assert torch.equal(target.filter, seen["initial"][0]), "without an optimizer there is no update"
+        with torch.inference_mode():
+            optimizer = tracker.network.classifier.optimizer
+            loss[name] = float(optimizer.loss(target.filter[None], seen["samples"], seen["boxes"]))
+    assert loss["steepest"] < loss["gradient"] < loss["none"]
+
+
 def test_memory_keeps_the_first_frame_and_forgets_the_least_weighted() -> None:
     memory = SampleMemory.start(torch.zeros(3, 1, 1, 1), torch.zeros(3, 4), 5)
     for i in range(1, 200):

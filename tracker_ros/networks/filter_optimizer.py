@@ -162,6 +162,7 @@ class FilterOptimizer(nn.Module):
         boxes: Tensor,
         iterations: int,
         sample_weights: Tensor | None = None,
+        step_length: float | None = None,
     ) -> list[Tensor]:
         """Refine filters on their samples.
 
@@ -169,9 +170,10 @@ class FilterOptimizer(nn.Module):
             filters: TxCxKxK, f(0).
             features: TxNxCxHxW classification features.
             boxes: TxNx4 target boxes in crop pixels.
-            iterations: number of steepest-descent steps.
+            iterations: number of steps.
             sample_weights: TxN that sum to one a target; None weighs all samples alike. A weight of zero leaves a
                 sample out.
+            step_length: alpha of plain gradient descent (eq. 3); None: steepest descent, which computes it (eq. 5).
 
         Returns:
             The iterates f(0) ... f(`iterations`), each TxCxKxK.
@@ -192,10 +194,13 @@ class FilterOptimizer(nn.Module):
             residuals = weight * (slope * scores - label)
             jacobian = weight * slope  # q of eq. S4
             gradient = apply_filter_transposed(features, jacobian * residuals, k) + regularisation * filters
-            curvature = jacobian * apply_filter(features, gradient)
-            norm = gradient.square().sum((1, 2, 3))
-            alpha = norm / (curvature.square().sum((1, 2, 3)) + regularisation * norm).clamp_min(MIN_CURVATURE)
-            filters = filters - (step * alpha)[:, None, None, None] * gradient
+            if step_length is not None:
+                filters = filters - step_length * gradient
+            else:
+                curvature = jacobian * apply_filter(features, gradient)
+                norm = gradient.square().sum((1, 2, 3))
+                alpha = norm / (curvature.square().sum((1, 2, 3)) + regularisation * norm).clamp_min(MIN_CURVATURE)
+                filters = filters - (step * alpha)[:, None, None, None] * gradient
             iterates.append(filters)
         return iterates
 

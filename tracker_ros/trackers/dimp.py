@@ -66,6 +66,13 @@ class DiMPOptions(TrackerOptions):
         "arithmetic of the convolutions: auto (bfloat16 where the CPU has it, float16 on CUDA), or the one named",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
+    optimizer: str = option(
+        "steepest",
+        "how the filter is learned: steepest descent; gradient descent of a fixed step length; none: the initializer's "
+        "filter is used as it is and never updated (table 1 of the paper)",
+        choices=("steepest", "gradient", "none"),
+    )
+    gradient_step: float = option(0.1, "step length of optimizer=gradient", low=0.0, high=10.0)
     update: str = option("dimp", "online learning: none, or dimp (memory and filter updates)", choices=("none", "dimp"))
     compat: str = option(
         "off",
@@ -390,11 +397,12 @@ class DiMP(Tracker[DiMPTarget]):
             sample_boxes = torch.cat([sample_boxes, crop_box.expand(2, 4)])
         with self.timer.stage("update"):
             initial = net.classifier.initializer(samples[None], sample_boxes[None])
-            filters = net.classifier.optimizer(initial, samples[None], sample_boxes[None], o.init_iterations)[-1]
+            filters = self._optimize(initial, samples[None], sample_boxes[None], o.init_iterations)
         with self.timer.stage("refine"):
             identity = BackboneFeatures(*(maps[:1].float() for maps in features))
             modulation = net.iou_net.modulation(*identity, crop_box[None])
-        memory = SampleMemory.start(samples, sample_boxes, o.memory_size) if o.update != "none" else None
+        learns = o.update != "none" and o.optimizer != "none"
+        memory = SampleMemory.start(samples, sample_boxes, o.memory_size) if learns else None
         return DiMPTarget(
             position,
             size,
@@ -665,9 +673,22 @@ class DiMP(Tracker[DiMPTarget]):
                 boxes = torch.stack([m.boxes[:count] for m in memories])
             sample_weights = self._tensor(np.stack([m.weights[:count] for m in memories]))
             filters = torch.stack([t.filter for t in group])
-            filters = self.network.classifier.optimizer(filters, features, boxes, steps, sample_weights)[-1]
+            filters = self._optimize(filters, features, boxes, steps, sample_weights)
             for target, new in zip(group, filters, strict=True):
                 target.filter = new
+
+    def _optimize(
+        self, filters: Tensor, features: Tensor, boxes: Tensor, steps: int, sample_weights: Tensor | None = None
+    ) -> Tensor:
+        """Filters after `steps` of the chosen optimizer; arguments as in `FilterOptimizer.forward`."""
+        o = self.options
+        if o.optimizer == "none":
+            return filters
+        length = o.gradient_step if o.optimizer == "gradient" else None
+        iterates: list[Tensor] = self.network.classifier.optimizer(
+            filters, features, boxes, steps, sample_weights, step_length=length
+        )
+        return iterates[-1]
 
     # --- crops ---------------------------------------------------------------------------------------------------
 
