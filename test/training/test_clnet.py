@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ from siamese_nets import build
 from tracker_ros import cli, weights
 from tracker_ros.geometry.anchors import anchor_shapes, anchors, overlap
 from tracker_ros.networks.backbones import SharedBackboneConfig
-from tracker_ros.networks.clnet import CLNet, CLNetConfig
+from tracker_ros.networks.clnet import AdjustedKernels, CLNet, CLNetConfig
 from tracker_ros.networks.resnet import ResNetConfig
 from tracker_ros.networks.siamrpn import SiamRPNConfig, SiamRPNNet
 from tracker_ros.trackers import clnet as tracker
@@ -239,18 +240,19 @@ def test_what_is_written_tracks_without_and_with_adjustment(pool: ImagePool, tmp
     run = CLNetTraining(net, pool, pool, tmp_path, CLNetOptions(steps=1, validation=0))
     run.save()
     frame = pool.images[0].levels[0]
-    scores = {}
+    layers: dict[str, AdjustedKernels] = {}
     for adjust in ("none", "cls", "loc", "both"):
         options = tracker.PRESETS["clnet"].replace(
             network="clnet18", weights=str(tmp_path / "clnet18.safetensors"), device="cpu", adjust=adjust
         )
+        assert isinstance(options, tracker.CLNetOptions)
         made = tracker.CLNet("clnet", options)
         target = made.start(frame, [Box(120, 90, 40, 40)])
-        scores[adjust] = target[0].template
-    plain, both = scores["none"], scores["both"]
+        layers[adjust] = cast(AdjustedKernels, target[0].template)
+    plain, both = layers["none"], layers["both"]
     for adjust, changed in (("cls", ("cls_weight", "cls_bias")), ("loc", ("loc_weight", "loc_bias"))):
         for field in ("cls_weight", "cls_bias", "loc_weight", "loc_bias"):
             kept = both if field in changed else plain
-            torch.testing.assert_close(getattr(scores[adjust], field), getattr(kept, field))
+            torch.testing.assert_close(getattr(layers[adjust], field), getattr(kept, field))
     assert not torch.equal(plain.cls_weight, both.cls_weight)
     assert not torch.equal(plain.loc_weight, both.loc_weight)

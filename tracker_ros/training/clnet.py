@@ -93,6 +93,11 @@ class Sequences(NamedTuple):
         """The hidden maps of the first frames, as `CLNet.hidden` gives them."""
         return list(self.cls[:, 0].unbind(1)), list(self.loc[:, 0].unbind(1))
 
+    @property
+    def later(self) -> Sequences:
+        """The frames behind the first."""
+        return Sequences(self.kernels, self.cls[:, 1:], self.loc[:, 1:], self.boxes[:, 1:], self.present[:, 1:])
+
 
 def gather(sequences: list[Sequences]) -> Sequences:
     """Several sequences as one batch, in single precision."""
@@ -283,8 +288,8 @@ class CLNetTraining(Run):
         return net.adjust(sequences.kernels, sequences.first, positive, negative, branches)
 
     def terms(self, maps: Maps, sequences: Sequences, labels: Tensor) -> dict[str, Tensor]:
-        """The losses of later frames (eq. 8): Bx2xA and Bx4xA maps, sequences, BxA labels."""
-        offsets = anchor_offsets(sequences.boxes[:, 1:].flatten(0, 1), self.anchors(maps))
+        """The losses (eq. 8) of the later frames of N sequences: maps and BxA labels, B = N (F - 1)."""
+        offsets = anchor_offsets(sequences.later.boxes.flatten(0, 1), self.anchors(maps))
         terms = {
             "classify": balanced_cross_entropy(maps.cls, labels),
             "locate": offset_loss(maps.loc, offsets, labels),
@@ -302,11 +307,11 @@ class CLNetTraining(Run):
             overlaps = self.overlaps(sequences, base)
         labels = self.samples(overlaps, scores, rng)
         layers = self.adjust(self.net, sequences, overlaps, scores, rng)
-        later = sequences._replace(cls=sequences.cls[:, 1:], loc=sequences.loc[:, 1:])
-        terms = self.terms(respond(self.net, later, layers), sequences, labels)
+        terms = self.terms(respond(self.net, sequences.later, layers), sequences, labels)
         with torch.no_grad():
-            plain = self.terms(respond(self.net, later, self.net.unadjusted(sequences.kernels)), sequences, labels)
-        return terms | {"base": plain["total"]}
+            plain = Maps(*(part.unflatten(0, sequences.present.shape)[:, 1:].flatten(0, 1) for part in base))
+            terms["base"] = self.terms(plain, sequences, labels)["total"]
+        return terms
 
     def samples(self, overlaps: Tensor, scores: Tensor, rng: np.random.Generator) -> Tensor:
         """Labels of the later frames, (N (F - 1))xA: drawn samples and the diverse ones (section 3.4).
@@ -341,14 +346,13 @@ class CLNetTraining(Run):
             scores = base.scores.unflatten(0, sequences.present.shape)
             overlaps = self.overlaps(sequences, base)
             labels = self.samples(overlaps, scores, np.random.default_rng(start))
-            later = sequences._replace(cls=sequences.cls[:, 1:], loc=sequences.loc[:, 1:])
-            shown = sequences.present[:, 1:].flatten()
-            truth = sequences.boxes[:, 1:].flatten(0, 1)[:, None]
+            shown = sequences.later.present.flatten()
+            truth = sequences.later.boxes.flatten(0, 1)[:, None]
             ranked = anchor_labels(overlaps[:, 1:].flatten(0, 1))
             able = (ranked == 1).any(1)
             for suffix, branches in variants.items():
                 rng = np.random.default_rng(start)
-                maps = respond(net, later, self.adjust(net, sequences, overlaps, scores, rng, branches))
+                maps = respond(net, sequences.later, self.adjust(net, sequences, overlaps, scores, rng, branches))
                 found = overlap(decode_anchors(maps.loc, self.anchors(maps)), truth)
                 best = maps.scores.argmax(1, keepdim=True)
                 measured = {
