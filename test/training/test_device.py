@@ -181,6 +181,11 @@ def test_a_plan_and_its_set_are_drawn_alike(pool: ImagePool) -> None:
 def test_memory_is_what_is_promised(pool: ImagePool) -> None:
     pixels = sum(level.shape[0] * level.shape[1] for image in pool.images for level in image.levels)
     assert DeviceImages(pool, "cpu").megabytes == pytest.approx(4 * pixels / 1e6)
+    twice = ImagePool([*pool.images, replace(pool.images[1], boxes=pool.images[0].boxes)])
+    shared = DeviceImages(twice, "cpu")
+    assert shared.megabytes == pytest.approx(4 * pixels / 1e6)
+    plans = [FramePlan((Layer.whole(index, View((200, 150), 100), SIZE),)) for index in (1, 4)]
+    assert torch.equal(*shared.render(plans, SIZE))
 
 
 def test_proposals_overlap_as_they_say() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from tracker_ros import cli
 from tracker_ros.training.data import ImagePool, TrainingImage, pyramid
+from tracker_ros.training.layouts import open_data
 from tracker_ros.training.pack import MANIFEST, PackOptions, read_pack, sha256, write_pack
 
 
@@ -53,6 +54,18 @@ def test_parts_stay_below_their_limit_and_are_listed(pool: ImagePool, tmp_path: 
     assert [part["sha256"] for part in manifest["parts"]] == [sha256(file) for file in files]
     assert sum(part["images"] for part in manifest["parts"]) == 6
     assert [image.name for image in read_pack(tmp_path).images] == [image.name for image in pool.images]
+
+
+def test_a_pack_is_a_layout_of_training_data(pool: ImagePool, tmp_path: Path) -> None:
+    write_pack(pool, tmp_path / "pack")
+    found = open_data([f"pack:{tmp_path / 'pack'}"])
+    assert [image.size for image in found.images] == [(320, 240), (640, 480), (200, 150)] + 3 * [(160, 120)]
+    assert found.sequences == pool.sequences
+    assert found.loose == {"drone"}
+    assert [level.shape for level in found.images[1].levels] == [(480, 640, 3), (240, 320, 3), (120, 160, 3)]
+    assert len(found.images[1].levels) == 3
+    with pytest.raises(FileNotFoundError, match=r"pack: .*manifest\.json not found"):
+        open_data([f"pack:{tmp_path}"])
 
 
 def test_an_image_that_fits_no_part_is_named(pool: ImagePool, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import csv
 import struct
 import threading
+from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, overload
@@ -46,7 +47,7 @@ class PixelStore:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._kept: OrderedDict[str, list[Image]] = OrderedDict()
+        self._kept: OrderedDict[Hashable, list[Image]] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
@@ -67,15 +68,19 @@ class PixelStore:
         Raises:
             FileNotFoundError: it is missing or no image.
         """
-        with self._lock:
-            if path in self._kept:
-                self._kept.move_to_end(path)
-                return self._kept[path]
         # Annotations count the stored pixels, whatever rotation EXIF asks for.
-        levels = pyramid(read_image(Path(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION))
+        return self.keep(path, lambda: read_image(Path(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION))
+
+    def keep(self, key: Hashable, decode: Callable[[], Image]) -> list[Image]:
+        """The pyramid of the image that is known as `key`, decoded if it is not kept."""
         with self._lock:
-            if path not in self._kept:
-                self._kept[path] = levels
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        levels = pyramid(decode())
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = levels
                 self._bytes += _bytes_of(levels)
                 while self._bytes > self.limit and len(self._kept) > 1:
                     self._bytes -= _bytes_of(self._kept.popitem(last=False)[1])
@@ -86,7 +91,40 @@ def _bytes_of(levels: list[Image]) -> int:
     return sum(level.nbytes for level in levels)
 
 
-class FileLevels(Sequence[Image]):
+class LazyLevels(Sequence[Image]):
+    """A pyramid that is decoded when a level is asked for; its size is known before."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels; nothing is decoded for it."""
+
+    @abstractmethod
+    def read(self) -> list[Image]:
+        """All levels."""
+
+    def __len__(self) -> int:
+        side, count = min(self.size), 1
+        while side >= 2 * SMALLEST:
+            side, count = side // 2, count + 1
+        return count
+
+    @overload
+    def __getitem__(self, index: int) -> Image: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Image]: ...
+
+    def __getitem__(self, index: int | slice) -> Image | list[Image]:
+        return self.read()[index]
+
+    def __iter__(self) -> Iterator[Image]:
+        return iter(self.read())
+
+
+class FileLevels(LazyLevels):
     """The pyramid of an image file, read through a `PixelStore` when a level is asked for.
 
     Args:
@@ -112,23 +150,9 @@ class FileLevels(Sequence[Image]):
             self._size = image_size(Path(self.path))
         return self._size
 
-    def __len__(self) -> int:
-        side, count = min(self.size), 1
-        while side >= 2 * SMALLEST:
-            side, count = side // 2, count + 1
-        return count
-
-    @overload
-    def __getitem__(self, index: int) -> Image: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Image]: ...
-
-    def __getitem__(self, index: int | slice) -> Image | list[Image]:
-        return self._store.read(self.path)[index]
-
-    def __iter__(self) -> Iterator[Image]:
-        return iter(self._store.read(self.path))
+    def read(self) -> list[Image]:
+        """All levels."""
+        return self._store.read(self.path)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -177,7 +201,7 @@ class TrainingImage:
     """One image.
 
     Attributes:
-        levels: HxWx3 uint8 BGR, then the same image at 1/2, 1/4, ... of its size; pixels in memory or `FileLevels`.
+        levels: HxWx3 uint8 BGR, then the same image at 1/2, 1/4, ... of its size; pixels in memory or `LazyLevels`.
         boxes: Nx4 float32 (x, y, w, h), pixels of `levels[0]`, 0-based top-left; N may be 0.
         source: name of the data set, e.g. "coco" or "drone_drone_035".
         name: file name, for messages.
@@ -191,7 +215,7 @@ class TrainingImage:
     @property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
-        if isinstance(self.levels, FileLevels):
+        if isinstance(self.levels, LazyLevels):
             return self.levels.size
         return self.levels[0].shape[1], self.levels[0].shape[0]
 

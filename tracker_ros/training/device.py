@@ -65,13 +65,15 @@ class DeviceImages:
 
     def __init__(self, pool: ImagePool, device: torch.device | str) -> None:
         self.device = torch.device(device)
+        # Several images may share their pixels (frames of several targets), which are kept once.
+        shared = {id(image.levels): image for image in pool.images}
         # Halving rounds down, so no pyramid has more than 4/3 of its image's pixels.
-        bound = sum(image.size[0] * image.size[1] * 4 // 3 + 1 for image in pool.images)
+        bound = sum(image.size[0] * image.size[1] * 4 // 3 + 1 for image in shared.values())
         buffer = torch.empty(bound, dtype=torch.int32, device=self.device)
-        self._levels: list[list[tuple[int, int, int]]] = []  # of each image: row of the table, width, height
+        rows_of: dict[int, list[tuple[int, int, int]]] = {}
         table: list[tuple[int, int, int]] = []
         end = 0
-        for levels in threaded(_packed_levels, pool.images):
+        for key, levels in zip(shared, threaded(_packed_levels, shared.values()), strict=True):
             rows = []
             for pixels in levels:
                 height, width = pixels.shape
@@ -79,7 +81,9 @@ class DeviceImages:
                 table.append((end, width, height))
                 buffer[end : end + height * width] = torch.from_numpy(pixels.ravel()).to(self.device)
                 end += height * width
-            self._levels.append(rows)
+            rows_of[key] = rows
+        # Of each image and level: row of the table, width, height.
+        self._levels = [rows_of[id(image.levels)] for image in pool.images]
         self._sizes = [image.size for image in pool.images]
         self._pixels = buffer[:end]
         self._table = torch.tensor(table, dtype=torch.int64, device=self.device).reshape(-1, 3)

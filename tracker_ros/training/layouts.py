@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracker_ros.training.data import FileLevels, ImagePool, PixelStore, TrainingImage, read_boxes
+from tracker_ros.training.pack import read_pack
 
 #: Bytes of decoded pixels that are kept in memory.
 CACHE_BYTES = 4 << 30
@@ -374,6 +375,14 @@ def read_images(root: Path, found: Collector) -> None:
         found.still(found.levels(root / "jpg", name), name, source, boxes)
 
 
+def read_packed(root: Path, found: Collector) -> None:
+    """What `tracker_ros pack` has written."""
+    try:
+        found.pool.extend(read_pack(root, found.store))
+    except (FileNotFoundError, ValueError) as error:
+        found.problem(str(error))
+
+
 def read_sequences(root: Path, found: Collector) -> None:
     """Plain videos: `<video>/img/` in the order of the names, `<video>/groundtruth.txt`, 0-based, nan where absent."""
     videos = _below(root, "*/groundtruth.txt", "groundtruth.txt")
@@ -412,6 +421,7 @@ LAYOUTS = {
     "otb": Layout(read_otb, "Basketball/{img/0001.jpg,groundtruth_rect.txt}"),
     "uav123": Layout(read_uav123, "data_seq/UAV123/VIDEO/000001.jpg, anno/UAV123/VIDEO.txt"),
     "images": Layout(read_images, "boxes.csv (image,source,x,y,w,h,label), jpg/", dense=False),
+    "pack": Layout(read_packed, "manifest.json, part-000.safetensors, ... of 'tracker_ros pack'", dense=False),
     "sequences": Layout(read_sequences, "VIDEO/{img/,groundtruth.txt}, 0-based"),
 }
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tracker_ros.training.ahead import threaded
-from tracker_ros.training.data import ImagePool, TrainingImage, pyramid
+from tracker_ros.training.data import Image, ImagePool, LazyLevels, PixelStore, TrainingImage
 
 FORMAT = "tracker_ros-pack-1"
 MANIFEST = "manifest.json"
@@ -55,17 +55,53 @@ class PackOptions:
             raise ValueError(f"parts of {self.part_megabytes} MB: expected more than 0")
 
 
-class _Entry(NamedTuple):
-    """One packed image: JPEG bytes, Nx4 float32 boxes in its pixels, source and name."""
+class PackedLevels(LazyLevels):
+    """The pyramid of an image of a pack, decoded through a `PixelStore` when a level is asked for.
 
-    jpeg: bytes
+    Args:
+        store: keeps the pixels.
+        jpeg: the encoded image.
+        size: width and height in pixels.
+        name: for messages.
+    """
+
+    __slots__ = ("_jpeg", "_name", "_size", "_store")
+
+    def __init__(self, store: PixelStore, jpeg: NDArray[np.uint8], size: tuple[int, int], name: str) -> None:
+        self._store, self._jpeg, self._size, self._name = store, jpeg, size, name
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self._size
+
+    def read(self) -> list[Image]:
+        """All levels.
+
+        Raises:
+            ValueError: the image is damaged.
+        """
+        return self._store.keep(self, self._decode)
+
+    def _decode(self) -> Image:
+        picture = cv2.imdecode(self._jpeg, cv2.IMREAD_COLOR)
+        if picture is None or picture.shape[1::-1] != self._size:
+            raise ValueError(f"image {self._name} of the pack is damaged")
+        return picture.astype(np.uint8, copy=False)
+
+
+class _Entry(NamedTuple):
+    """One packed image: JPEG bytes, width and height, Nx4 float32 boxes in its pixels, source and name."""
+
+    jpeg: NDArray[np.uint8]
+    size: tuple[int, int]
     boxes: NDArray[np.float32]
     source: str
     name: str
 
     @property
-    def size(self) -> int:
-        """What it takes of a part, in bytes, at most."""
+    def bytes(self) -> int:
+        """What it takes of a part, at most."""
         return len(self.jpeg) + self.boxes.nbytes + len(json.dumps([self.source, self.name])) * 2 + _IMAGE_OVERHEAD
 
 
@@ -87,16 +123,16 @@ def write_pack(pool: ImagePool, directory: Path, options: PackOptions | None = N
     entries: list[_Entry] = []
     size = _PART_OVERHEAD
     for entry in threaded(lambda image: _encode(image, options), pool.images):
-        if entry.size + _PART_OVERHEAD > limit:
+        if entry.bytes + _PART_OVERHEAD > limit:
             raise ValueError(
-                f"image {entry.name} takes {entry.size / 1e6:.2f} MB, more than a part of {options.part_megabytes} MB: "
-                "allow larger parts, or a smaller longest side"
+                f"image {entry.name} takes {entry.bytes / 1e6:.2f} MB, more than a part of "
+                f"{options.part_megabytes} MB: allow larger parts, or a smaller longest side"
             )
-        if size + entry.size > limit:
+        if size + entry.bytes > limit:
             parts.append(_write_part(entries, directory, len(parts)))
             entries, size = [], _PART_OVERHEAD
         entries.append(entry)
-        size += entry.size
+        size += entry.bytes
     parts.append(_write_part(entries, directory, len(parts)))
     manifest = {
         "format": FORMAT,
@@ -120,15 +156,16 @@ def _encode(image: TrainingImage, options: PackOptions) -> _Entry:
         size = max(1, round(width * scale)), max(1, round(height * scale))
         picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
         boxes = boxes * np.array([size[0] / width, size[1] / height] * 2, np.float32)
-    jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, options.quality])[1].tobytes()
-    return _Entry(jpeg, boxes, image.source, image.name)
+    jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, options.quality])[1].astype(np.uint8, copy=False)
+    return _Entry(jpeg.ravel(), (picture.shape[1], picture.shape[0]), boxes, image.source, image.name)
 
 
 def _write_part(entries: list[_Entry], directory: Path, number: int) -> dict[str, Any]:
     path = directory / f"part-{number:03d}.safetensors"
     tensors: dict[str, NDArray[Any]] = {
-        "jpeg": np.frombuffer(b"".join(entry.jpeg for entry in entries), np.uint8),
+        "jpeg": np.concatenate([entry.jpeg for entry in entries]),
         "jpeg_ends": np.cumsum([len(entry.jpeg) for entry in entries], dtype=np.int64),
+        "sizes": np.array([entry.size for entry in entries], np.int32),
         "boxes": np.concatenate([entry.boxes for entry in entries]),
         "box_ends": np.cumsum([len(entry.boxes) for entry in entries], dtype=np.int64),
     }
@@ -179,8 +216,12 @@ def split_file(path: Path, directory: Path, megabytes: float) -> list[Path]:
     return parts
 
 
-def read_pack(directory: Path) -> ImagePool:
-    """Read a pack; its parts are checked against the manifest before anything is decoded.
+def read_pack(directory: Path, store: PixelStore | None = None) -> ImagePool:
+    """Read a pack; its parts are checked against the manifest, and held in memory as they are.
+
+    Args:
+        directory: the pack.
+        store: keeps decoded pixels; by default one of 4 GiB.
 
     Raises:
         FileNotFoundError: no pack, or parts of it are missing; names them.
@@ -194,8 +235,12 @@ def read_pack(directory: Path) -> ImagePool:
     for path, part in parts:
         if path.stat().st_size != part["bytes"] or sha256(path) != part["sha256"]:
             raise ValueError(f"{path} is not the file that {MANIFEST} describes (SHA-256 differs): copy it again")
-    entries = (entry for path, _ in parts for entry in _read_part(path))
-    images = list(threaded(_decode, entries))
+    store = store or PixelStore(4 << 30)
+    images = [
+        TrainingImage(PackedLevels(store, entry.jpeg, entry.size, entry.name), entry.boxes, entry.source, entry.name)
+        for path, _ in parts
+        for entry in _read_part(path)
+    ]
     sequences = [[int(index) for index in sequence] for sequence in manifest["sequences"]]
     if len(images) != manifest["images"] or any(not 0 <= i < len(images) for video in sequences for i in video):
         raise ValueError(f"{directory / MANIFEST} does not fit its parts: they hold {len(images)} images")
@@ -223,18 +268,13 @@ def _read_part(path: Path) -> Iterator[_Entry]:
         with safe_open(str(path), framework="numpy") as file:
             jpeg, boxes = file.get_tensor("jpeg"), file.get_tensor("boxes")
             ends, box_ends = file.get_tensor("jpeg_ends"), file.get_tensor("box_ends")
+            sizes = file.get_tensor("sizes")
             labels = file.metadata() or {}
         sources, names = json.loads(labels["sources"]), json.loads(labels["names"])
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a part of a pack ({error})") from error
     start = box_start = 0
-    for end, box_end, source, name in zip(ends.tolist(), box_ends.tolist(), sources, names, strict=True):
-        yield _Entry(jpeg[start:end].tobytes(), boxes[box_start:box_end].copy(), source, name)
+    rows = zip(ends.tolist(), box_ends.tolist(), sizes.tolist(), sources, names, strict=True)
+    for end, box_end, (width, height), source, name in rows:
+        yield _Entry(jpeg[start:end], (width, height), boxes[box_start:box_end], source, name)
         start, box_start = end, box_end
-
-
-def _decode(entry: _Entry) -> TrainingImage:
-    picture = cv2.imdecode(np.frombuffer(entry.jpeg, np.uint8), cv2.IMREAD_COLOR)
-    if picture is None:
-        raise ValueError(f"image {entry.name} of the pack is damaged: OpenCV cannot decode it")
-    return TrainingImage(pyramid(picture.astype(np.uint8, copy=False)), entry.boxes, entry.source, entry.name)
