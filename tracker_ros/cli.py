@@ -12,11 +12,9 @@ import importlib
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import tracker_ros
 from tracker_ros.trackers import registry
-from tracker_ros.trackers.base import Frame
 
 #: Command -> the module that has its `add_arguments` and `run`, and one line on what it does.
 COMMANDS = {
@@ -56,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         module.add_arguments(parser)
-        parser.set_defaults(command_line=shlex.join(["tracker_ros", *arguments]), decode_image=_decode_image)
+        parser.set_defaults(command_line=shlex.join(["tracker_ros", *arguments]))
         return int(module.run(parser.parse_args(arguments[1:])) or 0)
     except KeyboardInterrupt:
         print(f"tracker_ros {name}: interrupted", file=sys.stderr)
@@ -71,13 +69,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _decode_image(message: Any) -> Frame:
-    """Decode an image message; given to the commands from here, as they must not import what is ROS's."""
-    from tracker_ros.ros.images import from_message
-
-    return from_message(message)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``tracker_ros trackers``."""
     parser.add_argument("name", nargs="?", help="show the options of this tracker")
@@ -86,8 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the trackers, or the options of one."""
     if args.name is None:
+        width = max(len(name) for name in registry.names()) + 2
         for entry in registry.DEFAULT:
-            print(f"{entry.name:<10}{entry.description}")
+            print(f"{entry.name:<{width}}{entry.description}")
         return 0
     options = registry.get(args.name).options
     for f in dataclasses.fields(options):

@@ -20,7 +20,6 @@ from tracker_ros import cli
 from tracker_ros.evaluation import bags
 from tracker_ros.evaluation.sequences import InvalidSequence
 from tracker_ros.geometry.boxes import Box
-from tracker_ros.ros.images import from_message
 
 needs_rosbags = pytest.mark.usefixtures("_rosbags")
 
@@ -104,7 +103,7 @@ def _flight(image: Callable[..., Any] = _image) -> list[Message]:
 def test_images_and_truth_are_joined_by_stamp(write_bag, storage: str, image) -> None:
     path = write_bag("flight", _flight(image), storage)
     assert bags.is_bag(path)
-    sequence = bags.load_bag(path, from_message, truth_topic="/truth")
+    sequence = bags.load_bag(path, truth_topic="/truth")
     assert (sequence.name, len(sequence), sequence.known) == ("flight", 5, True)
     assert sequence.first_box == (11.25, 20.5, 8, 6), "the image before the first box is left out"
     assert sequence.absent.tolist() == [False, False, False, True, False]
@@ -118,7 +117,7 @@ def test_images_and_truth_are_joined_by_stamp(write_bag, storage: str, image) ->
 def test_images_recorded_at_the_same_time_keep_their_order(write_bag) -> None:
     messages = [("/camera", 10**9, _image(10**9 + i, 10 * i)) for i in range(4)]
     messages += [("/truth", 10**9, _detection(10**9 + 1, (1, 2, 8, 8)))]
-    sequence = bags.load_bag(write_bag("burst", messages), from_message, truth_topic="/truth")
+    sequence = bags.load_bag(write_bag("burst", messages), truth_topic="/truth")
     assert [int(sequence.frame(i)[0, 0, 0]) for i in (0, 1, 2, 1)] == [10, 20, 30, 20]
 
 
@@ -126,7 +125,7 @@ def test_images_recorded_at_the_same_time_keep_their_order(write_bag) -> None:
 def test_a_single_file_is_a_recording_and_travels_to_other_processes(write_bag) -> None:
     (file,) = write_bag("flight", _flight()).glob("*.mcap")
     assert bags.is_bag(file)
-    sequence = bags.load_bag(file, from_message, truth_topic="/truth")
+    sequence = bags.load_bag(file, truth_topic="/truth")
     sequence.frame(0)
     copy = pickle.loads(pickle.dumps(sequence))
     assert [int(copy.frame(i)[0, 0, 0]) for i in (1, 2)] == [20, 30]
@@ -138,14 +137,14 @@ def test_a_recording_without_definitions_is_read(write_bag) -> None:
     (file,) = path.glob("*.db3")
     with sqlite3.connect(file) as database:
         database.execute("DELETE FROM message_definitions")
-    sequence = bags.load_bag(path, from_message, truth_topic="/truth")
+    sequence = bags.load_bag(path, truth_topic="/truth")
     assert sequence.first_box == (11.25, 20.5, 8, 6)
     assert int(sequence.frame(4)[0, 0, 0]) == 50
 
 
 @needs_rosbags
 def test_without_truth_there_is_a_box_to_start_on(write_bag) -> None:
-    sequence = bags.load_bag(write_bag("flight", _flight()), from_message, box=Box(1, 2, 10, 10))
+    sequence = bags.load_bag(write_bag("flight", _flight()), box=Box(1, 2, 10, 10))
     assert (len(sequence), sequence.known, sequence.first_box) == (6, False, (1, 2, 10, 10))
     assert np.isnan(sequence.truth[1:]).all()
 
@@ -172,13 +171,13 @@ def test_what_does_not_fit_is_named(write_bag, extra, options: dict[str, Any], w
     made = {_image: lambda ns, _: _image(ns, 0), _detection: lambda ns, t: _detection(ns, (1, 1, 8, 8), t)}
     more = [(topic, ns, made[kind](ns, 0.5 if topic == "/turned" else 0.0)) for topic, ns, kind in extra]
     with pytest.raises(InvalidSequence, match=words):
-        bags.load_bag(write_bag("flight", _flight() + more), from_message, **options)
+        bags.load_bag(write_bag("flight", _flight() + more), **options)
 
 
 @needs_rosbags
 def test_an_image_that_cannot_be_decoded_is_named(write_bag) -> None:
     messages = [("/camera", 1, _image(1, 0)), ("/camera", 2, _image(2, 0, encoding="strange"))]
-    sequence = bags.load_bag(write_bag("odd", messages), from_message, box=Box(1, 2, 10, 10))
+    sequence = bags.load_bag(write_bag("odd", messages), box=Box(1, 2, 10, 10))
     assert sequence.frame(0).shape == (48, 64, 3)
     with pytest.raises(InvalidSequence, match=r"image 1 of '/camera' .* encoding 'strange' can't be decoded"):
         sequence.frame(1)
@@ -191,7 +190,7 @@ def test_a_file_that_is_no_recording_is_named(tmp_path: Path, name: str) -> None
     path = tmp_path if name == "metadata.yaml" else tmp_path / name
     assert bags.is_bag(path)
     with pytest.raises(InvalidSequence, match=f"{path.name}' can't be read as a rosbag2"):
-        bags.load_bag(path, from_message, box=Box(1, 2, 10, 10))
+        bags.load_bag(path, box=Box(1, 2, 10, 10))
 
 
 @needs_rosbags
@@ -201,7 +200,7 @@ def test_a_message_that_is_cut_short_is_named(tmp_path: Path, write_bag) -> None
     with sqlite3.connect(file) as database:
         database.execute("UPDATE messages SET data = substr(data, 1, 40)")
     with pytest.raises(InvalidSequence, match="cut' has a message that can't be read"):
-        bags.load_bag(path, from_message, box=Box(1, 2, 10, 10))
+        bags.load_bag(path, box=Box(1, 2, 10, 10))
 
 
 def test_folders_of_images_are_no_recordings(tmp_path: Path) -> None:
@@ -248,7 +247,7 @@ def test_what_ros_has_serialized_is_read(tmp_path: Path) -> None:
             kind = f"{type(message).__module__.split('.')[0]}/msg/{type(message).__name__}"
             connection = writer.add_connection(topic, kind, typestore=_types())
             writer.write(connection, 1, serialization.serialize_message(message))
-    sequence = bags.load_bag(tmp_path / "real", from_message, truth_topic="/truth")
+    sequence = bags.load_bag(tmp_path / "real", truth_topic="/truth")
     assert sequence.stamps == (5 * 10**9 + 7,)
     assert sequence.first_box == (16.5, 7.0, 8.0, 6.5)
     np.testing.assert_array_equal(sequence.frame(0)[:, :, 1], np.arange(8).reshape(2, 4))

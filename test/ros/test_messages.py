@@ -10,8 +10,9 @@ pytest.importorskip("vision_msgs", reason="needs the ROS 2 messages (`make setup
 
 from std_msgs.msg import Header
 
+from tracker_ros import images
 from tracker_ros.geometry.boxes import Box, InvalidBox
-from tracker_ros.ros import images, messages
+from tracker_ros.ros import messages
 from tracker_ros.ros.diagnostics import Level
 from tracker_ros.trackers.base import Estimate, TrackState
 

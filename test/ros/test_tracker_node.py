@@ -23,8 +23,9 @@ from rcl_interfaces.msg import ParameterType
 from sensor_msgs.msg import CompressedImage
 from vision_msgs.msg import Detection2D
 
+from tracker_ros import images
 from tracker_ros.geometry.boxes import Box
-from tracker_ros.ros import images, messages, overlay
+from tracker_ros.ros import messages, overlay
 from tracker_ros.trackers.base import TrackState
 from tracker_ros_interfaces.msg import TrackStatus
 from tracker_ros_interfaces.srv import InitTarget

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,11 @@ import numpy as np
 from tracker_ros.evaluation.sequences import InvalidSequence
 from tracker_ros.evaluation.sequences import Sequence as FrameSequence
 from tracker_ros.geometry.boxes import Box
+from tracker_ros.images import from_message
 from tracker_ros.trackers.base import Frame
 
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 TRUTH_TYPE = "vision_msgs/msg/Detection2D"
-
-#: Decodes an image message (anything with its fields) to HxWx3 uint8, BGR; raises ValueError where it can't.
-Decode = Callable[[Any], Frame]
 
 
 def is_bag(path: Path) -> bool:
@@ -38,9 +36,9 @@ def is_bag(path: Path) -> bool:
 class BagImages:
     """The images of one topic, read when they are asked for; fast in their order."""
 
-    def __init__(self, path: Path, topic: str, times: Sequence[int], decode: Decode, skip: int = 0) -> None:
+    def __init__(self, path: Path, topic: str, times: Sequence[int], skip: int = 0) -> None:
         """Take the images of `topic`, recorded at `times` (nanoseconds, ascending), but for the first `skip`."""
-        self.path, self.topic, self.times, self.decode, self.skip = path, topic, tuple(times), decode, skip
+        self.path, self.topic, self.times, self.skip = path, topic, tuple(times), skip
         self._next = -1
         self._messages: Iterator[Any] = iter(())
 
@@ -55,7 +53,7 @@ class BagImages:
             raise InvalidSequence(f"'{self.path}' ends before image {index} of '{self.topic}'; did it change?")
         self._next = index + 1
         try:
-            return self.decode(message)
+            return from_message(message)
         except ValueError as error:
             raise InvalidSequence(f"image {index} of '{self.topic}' in '{self.path}': {error}") from error
 
@@ -73,7 +71,6 @@ class BagImages:
 
 def load_bag(
     path: Path,
-    decode: Decode,
     *,
     image_topic: str | None = None,
     truth_topic: str | None = None,
@@ -83,7 +80,6 @@ def load_bag(
 
     Args:
         path: see `is_bag`.
-        decode: what makes a frame of an image message.
         image_topic: the images; None: the only image topic that there is.
         truth_topic: the truth.
         box: where there is no truth: the box (x, y, w, h in pixels) to start on in the first image.
@@ -130,7 +126,7 @@ def load_bag(
             f"{len(times)} images on '{image_topic}'"
         )
     first = int(np.flatnonzero(~np.isnan(truth[:, 0]))[0])
-    images = BagImages(path, image_topic, times, decode, skip=first)
+    images = BagImages(path, image_topic, times, skip=first)
     return FrameSequence(path.stem, images, truth[first:], known=box is None, stamps=tuple(stamps[first:]))
 
 

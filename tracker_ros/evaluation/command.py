@@ -155,7 +155,7 @@ def _read_sequences(args: argparse.Namespace) -> list[Sequence]:
     if is_bag(args.sequences):
         box = None if args.box is None else _box(args.box)
         topics = {"image_topic": args.image_topic, "truth_topic": args.truth_topic}
-        return [load_bag(args.sequences, args.decode_image, box=box, **topics)]
+        return [load_bag(args.sequences, box=box, **topics)]
     for name in ("image_topic", "truth_topic", "box"):
         if getattr(args, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} goes with a rosbag2 only; '{args.sequences}' is none")

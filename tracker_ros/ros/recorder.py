@@ -25,8 +25,9 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import Trigger
 from vision_msgs.msg import Detection2D
 
+from tracker_ros import images
 from tracker_ros.geometry.boxes import InvalidBox
-from tracker_ros.ros import images, messages, recording
+from tracker_ros.ros import messages, recording
 from tracker_ros.ros.parameters import InvalidParameter, Spec, declare
 from tracker_ros.ros.recording import Artist, Entry, Result, Sent, Timeline, VideoFile
 from tracker_ros.trackers.base import TrackState

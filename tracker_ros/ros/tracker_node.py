@@ -32,8 +32,9 @@ from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 from vision_msgs.msg import BoundingBox2D, Detection2D, Detection2DArray
 
+from tracker_ros import images
 from tracker_ros.geometry.boxes import Box, InvalidBox, validate_init_box
-from tracker_ros.ros import diagnostics, heatmap, images, messages, overlay, parameters
+from tracker_ros.ros import diagnostics, heatmap, messages, overlay, parameters
 from tracker_ros.ros.frame_buffer import FrameBuffer, Received, StampNotFound, StampNotYet, catch_up
 from tracker_ros.ros.mailbox import Counts
 from tracker_ros.ros.parameters import InvalidParameter, NodeOptions

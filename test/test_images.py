@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from tracker_ros.ros import images
-from tracker_ros.ros.images import InvalidImage, UnknownEncoding, decode, decode_compressed
+from tracker_ros import images
+from tracker_ros.images import InvalidImage, UnknownEncoding, decode, decode_compressed
 
 WIDTH, HEIGHT = 16, 12
 BGR = (30, 120, 220)

@@ -1,7 +1,7 @@
 """Images as they travel in ROS, decoded to HxWx3 uint8 BGR.
 
 `decode` and `decode_compressed` work on the plain fields of ``sensor_msgs/Image`` and ``CompressedImage``, so that they
-can be used and tested without ROS; `from_message` and `from_compressed_message` read the fields off a message.
+can be used and tested without ROS; `from_message` reads them off a message.
 Encodings are those of ``sensor_msgs/image_encodings.hpp`` and, in addition, ``nv12``.
 """
 
