@@ -1,5 +1,6 @@
 """Runs: schedule, resume, settings, and the recipes on tiny networks."""
 
+import argparse
 import importlib.util
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tracker_ros.training.dimp import (
     warm_start,
 )
 from tracker_ros.training.distill import TEACHER_CHANNELS, Distillation, DistillOptions, Heads
+from tracker_ros.training.inputs import add_data_arguments, read_pool
 from tracker_ros.training.run import with_settings
 from tracker_ros.training.sets import SetOptions
 
@@ -245,6 +247,21 @@ def test_recipes_can_be_found(recipe: str, tmp_path: Path, capsys) -> None:  # t
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])
     assert f"  {recipe} " in capsys.readouterr().out
+
+
+def test_data_sets_and_images_make_one_pool(tmp_path: Path) -> None:
+    for name, count in (("a", 2), ("b", 3)):
+        (tmp_path / name / "jpg").mkdir(parents=True)
+        rows = ["image,source,x,y,w,h,label"]
+        for number in range(count):
+            cv2.imwrite(str(tmp_path / name / "jpg" / f"{number}.jpg"), np.full((60, 80, 3), 90, np.uint8))
+            rows.append(f"{number}.jpg,{name},10,10,20,20,car")
+        (tmp_path / name / "boxes.csv").write_text("\n".join(rows) + "\n")
+    parser = argparse.ArgumentParser()
+    add_data_arguments(parser)
+    pool = read_pool(parser.parse_args(["--images", str(tmp_path / "a"), "--data", f"images:{tmp_path / 'b'}"]))
+    assert sorted(image.source for image in pool.images) == ["a", "a", "b", "b", "b"]
+    assert all(image.levels[0].shape == (60, 80, 3) and len(image.boxes) == 1 for image in pool.images)
 
 
 def test_smoke_recipe_trains_without_files(tmp_path: Path) -> None:

@@ -224,17 +224,18 @@ class DiMPTraining(Run):
         self.validation: list[tuple[Batch, Batch]] = []
         if options.validation and len(held_out):
             self._make_validation(held_out, SetSampler(held_out, layout), SetSampler(held_out, near, tight=True))
-        self.net = DiMPNet(DIMP18).to(self.device)
+        self.net = DiMPNet(DIMP18)
         self.heads: Heads | None = None
         self.statistics: list[tuple[Tensor, Tensor]] = []
         if distilled is not None:
             self.heads = Heads((128, 256), TEACHER_CHANNELS)
             self.heads.load_state_dict(distilled["heads"])
-            self.heads.to(self.device).requires_grad_(False)
+            self.heads.requires_grad_(False)
             self.statistics = [(mean.to(self.device), d.to(self.device)) for mean, d in distilled["statistics"]]
             warm_start(self.net, distilled["average"], self.heads)
+            self.heads.to(self.device)
         self.teacher = None if teacher is None else teacher.eval().to(self.device)
-        channels_last(self.net)
+        channels_last(self.net.to(self.device))
         self.net.backbone.requires_grad_(False)
         classifier = self.net.classifier
         groups: list[tuple[float, list[nn.Parameter]]] = [

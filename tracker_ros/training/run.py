@@ -243,7 +243,11 @@ class Run(ABC):
         learns = [p.requires_grad for p in parameters]
         for parameter in parameters:  # what is to learn at any time must be known from the start
             parameter.requires_grad_(True)
-        self._shared = DistributedDataParallel(_Losses(self), find_unused_parameters=True)
+        losses = _Losses(self)
+        strange = len({id(p) for p in parameters} - {id(p) for p in losses.parameters()})
+        if strange:  # each process would train them for itself, and nobody would notice
+            raise RuntimeError(f"{strange} parameters of the optimizer belong to none of the run's modules")
+        self._shared = DistributedDataParallel(losses, find_unused_parameters=True)
         for parameter, flag in zip(parameters, learns, strict=True):
             parameter.requires_grad_(flag)
         return self._shared
