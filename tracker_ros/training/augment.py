@@ -61,10 +61,16 @@ def cut(
     return warp(image, view.matrix(size), size, size, border, fill)
 
 
-def level_of(matrix: Matrix, levels: int) -> int:
-    """The coarsest of `levels` pyramid levels that a 2x3 `matrix` from image to crop need not magnify."""
-    shrink = 1 / np.sqrt(abs(matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0]))
-    return int(np.clip(np.floor(np.log2(max(shrink, 1.0)) + 1e-9), 0, levels - 1))
+def level_of(matrix: Matrix, levels: int | NDArray[np.int64]) -> NDArray[np.int64]:
+    """The coarsest of `levels` pyramid levels that a matrix from image to crop need not magnify.
+
+    Args:
+        matrix: ...x2x3.
+        levels: their number, one or as many as there are matrices.
+    """
+    size = np.abs(matrix[..., 0, 0] * matrix[..., 1, 1] - matrix[..., 0, 1] * matrix[..., 1, 0])
+    halvings = np.floor(-0.5 * np.log2(np.minimum(size, 1.0)) + 1e-9)
+    return np.minimum(halvings.astype(np.int64), levels - 1)
 
 
 def warp(
@@ -76,7 +82,7 @@ def warp(
     fill: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> Image:
     """`image` through the 2x3 `matrix` (image pixels to crop pixels), a `height` x `width` crop; rest as in `cut`."""
-    source = image.levels[level_of(matrix, len(image.levels))]
+    source = image.levels[int(level_of(matrix, len(image.levels)))]
     factor_x, factor_y = image.size[0] / source.shape[1], image.size[1] / source.shape[0]
     linear = matrix[:, :2] @ np.diag([factor_x, factor_y])
     # Box coordinates put a pixel's area at [i, i + 1]; OpenCV puts its centre at i.

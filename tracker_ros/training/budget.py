@@ -42,6 +42,7 @@ class BudgetOptions(RunOptions):
             a CPU.
         workers: processes that draw what the next steps show; -1 takes all cores but one, at most 8, on CUDA, and none
             on a CPU, where they would take the cores that train.
+        validation: held-out sets that the heads are judged on.
         compile: compile the backbone with torch.compile.
         part_megabytes: largest size of a part of the weights.
     """
@@ -55,6 +56,7 @@ class BudgetOptions(RunOptions):
     sets: int = 0
     box_sets: int = 0
     workers: int = -1
+    validation: int = 64
     compile: bool = False
     part_megabytes: float = 16.0
 
@@ -89,6 +91,7 @@ def schedule(options: BudgetOptions, device: torch.device) -> tuple[DistillOptio
         sets=options.sets or (32 if large else 4),
         box_sets=options.box_sets or (64 if large else 8),
         backbone_rate=0.0,
+        validation=options.validation,
     )
     return distill, heads
 

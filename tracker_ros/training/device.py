@@ -70,21 +70,18 @@ class DeviceImages:
         # Halving rounds down, so no pyramid has more than 4/3 of its image's pixels.
         bound = sum(image.size[0] * image.size[1] * 4 // 3 + 1 for image in shared.values())
         buffer = torch.empty(bound, dtype=torch.int32, device=self.device)
-        rows_of: dict[int, list[tuple[int, int, int]]] = {}
-        table: list[tuple[int, int, int]] = []
+        rows_of: dict[int, tuple[int, int]] = {}  # of each pyramid: first row of the table, and how many
+        table: list[tuple[int, int, int]] = []  # of each level: start in the buffer, width, height
         end = 0
         for key, levels in zip(shared, threaded(_packed_levels, shared.values()), strict=True):
-            rows = []
+            rows_of[key] = len(table), len(levels)
             for pixels in levels:
                 height, width = pixels.shape
-                rows.append((len(table), width, height))
                 table.append((end, width, height))
                 buffer[end : end + height * width] = torch.from_numpy(pixels.ravel()).to(self.device)
                 end += height * width
-            rows_of[key] = rows
-        # Of each image and level: row of the table, width, height.
-        self._levels = [rows_of[id(image.levels)] for image in pool.images]
-        self._sizes = [image.size for image in pool.images]
+        self._rows = np.array([rows_of[id(image.levels)] for image in pool.images], np.int64).reshape(-1, 2)
+        self._sizes = np.array([row[1:] for row in table], np.float64).reshape(-1, 2)
         self._pixels = buffer[:end]
         self._table = torch.tensor(table, dtype=torch.int64, device=self.device).reshape(-1, 3)
         self._generator = torch.Generator(self.device)
@@ -126,17 +123,15 @@ class DeviceImages:
 
     def _view(self, layers: Sequence[Layer], size: int) -> Tensor:
         """Each layer's image all over its crop, bilinear, the image's edge continued: BxSxSx3 float RGB."""
-        rows = np.zeros((len(layers), 7), np.float32)
-        for number, layer in enumerate(layers):
-            levels = self._levels[layer.image]
-            row, *shown = levels[level_of(layer.matrix, len(levels))]
-            full = self._sizes[layer.image]
-            # From the crop back to the level; pixel i of either covers [i, i + 1], and its centre is sampled.
-            back = np.linalg.inv(layer.matrix[:, :2])
-            shift = -back @ layer.matrix[:, 2] + back @ np.array([0.5, 0.5])
-            scale = np.array(shown) / full
-            rows[number] = *(back * scale[:, None]).ravel(), *(shift * scale - 0.5), row
-        sent = send(rows, self.device)
+        matrices = np.stack([layer.matrix for layer in layers])
+        first, count = self._rows[[layer.image for layer in layers]].T
+        rows = first + level_of(matrices, count)
+        # From the crop back to the level; pixel i of either covers [i, i + 1], and its centre is sampled.
+        back = np.linalg.inv(matrices[:, :, :2])
+        shift = (back @ (0.5 - matrices[:, :, 2:]))[..., 0]
+        scale = self._sizes[rows] / self._sizes[first]
+        numbers = np.hstack([(back * scale[..., None]).reshape(-1, 4), shift * scale - 0.5, rows[:, None]])
+        sent = send(numbers.astype(np.float32), self.device)
         start, width, height = (column.reshape(-1, 1, 1) for column in self._table[sent[:, 6].long()].unbind(1))
         steps = torch.arange(size, dtype=torch.float32, device=self.device)
         along, down = steps.reshape(1, 1, -1), steps.reshape(1, -1, 1)

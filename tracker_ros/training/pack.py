@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from tracker_ros.training.ahead import threaded
 from tracker_ros.training.data import Image, ImagePool, LazyLevels, PixelStore, TrainingImage
@@ -174,7 +174,7 @@ def _write_part(entries: list[_Entry], directory: Path, number: int) -> dict[str
         "sources": json.dumps([entry.source for entry in entries]),
         "names": json.dumps([entry.name for entry in entries]),
     }
-    save_file(tensors, str(path), metadata=labels)
+    path.write_bytes(save(tensors, metadata=labels))
     return {"file": path.name, "images": len(entries), "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
