@@ -123,6 +123,19 @@ def test_signals_end_the_process_cleanly(graph: Graph, start_node, tracker, end)
         assert "there is no tracker 'no_such_tracker'" in text
 
 
+def test_an_impatient_user_ends_the_process_as_cleanly(graph: Graph, start_node):
+    process = start_node("tracker:=kcf")
+    graph.listen("/diagnostics")
+    assert graph.until(lambda: graph.received["/diagnostics"])
+    end = time.monotonic() + 30
+    while process.poll() is None and time.monotonic() < end:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    text = output(process)
+    assert process.returncode == 0, text
+    assert "Traceback" not in text
+
+
 @pytest.mark.parametrize(
     ("parameter", "words"),
     [

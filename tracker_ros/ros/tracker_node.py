@@ -678,9 +678,12 @@ def _finish(future: Future) -> None:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the node until it is told to end (SIGINT, SIGTERM, shutdown of the context). Returns the exit code."""
+    """Run the node until it is told to end (SIGINT, SIGTERM, shutdown of the context). Returns the exit code.
+
+    It is all that a process does: afterwards SIGINT is ignored.
+    """
     # rclpy shuts the context down on SIGINT. Python's KeyboardInterrupt besides would hit anywhere, even a destructor.
-    previous = signal.signal(signal.SIGINT, lambda *_: None)
+    signal.signal(signal.SIGINT, lambda *_: None)
     try:
         rclpy.init(args=args)
     except Exception as error:
@@ -702,7 +705,8 @@ def main(args: list[str] | None = None) -> int:
         if node is not None:
             node.destroy_node()
         rclpy.get_default_context().try_shutdown()
-        signal.signal(signal.SIGINT, previous)
+        # An impatient second Ctrl-C must not hit the interpreter on its way out, which gives handlers of its own up.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     return 0
 
 
