@@ -57,6 +57,8 @@ def tensors(run: SmallRun) -> dict[str, Tensor]:
 
 def train(out: Path, rank: int) -> None:
     """Six steps at once, and three and three with a checkpoint between them."""
+    with parallel.first_ahead(), (out / "order").open("a") as file:
+        file.write(f"{rank}")
     whole, part = SmallRun(out / "whole", OPTIONS), SmallRun(out / "part", OPTIONS)
     whole.run()
     for _ in range(3):

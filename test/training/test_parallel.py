@@ -69,6 +69,10 @@ def test_resuming_with_two_processes_equals_not_stopping(trained: Path) -> None:
         assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
 
 
+def test_the_first_process_prepares_ahead_of_the_other(trained: Path) -> None:
+    assert (trained / "order").read_text() == "01"
+
+
 def test_only_the_first_process_writes(trained: Path) -> None:
     assert sorted(path.name for path in (trained / "whole").iterdir()) == ["small.jsonl", "small.pt"]
     assert len((trained / "whole" / "small.jsonl").read_text().splitlines()) == 3

@@ -147,7 +147,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace, ranks: parallel.Ranks) -> None:
-    trainer = RECIPES[args.recipe].build(args)
+    with parallel.first_ahead():
+        trainer = RECIPES[args.recipe].build(args)
     if args.resume:
         trainer.load(trainer.checkpoint)
         print(f"resuming at step {trainer.step}")

@@ -76,3 +76,18 @@ def joined(device: str) -> Iterator[Ranks]:
     # After an error there is no orderly farewell, which would wait for the others: that this process ends is what ends
     # their next exchange with an error, and what makes torchrun stop those that do not notice.
     distributed.destroy_process_group()
+
+
+@contextmanager
+def first_ahead() -> Iterator[None]:
+    """The first process goes through the block before the others do, which then find the files that it has made."""
+    rank, size = ranks()
+    if rank > 0:
+        _meet()
+    yield
+    if rank == 0 and size > 1:
+        _meet()
+
+
+def _meet() -> None:
+    distributed.all_reduce(torch.zeros(1))  # a barrier on the host, whatever the devices

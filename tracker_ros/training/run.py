@@ -339,20 +339,22 @@ class Run(ABC):
         sums: dict[str, float] = {}
         count = 0
         with self._interruptible():
-            while self.progress() < 1:
+            while True:
+                stop = self._agree()  # on the host, before a step: here the others wait while the first one saves
+                if self.progress() >= 1:
+                    break
+                if stop:
+                    print("interrupted: saving", flush=True)
+                    self.save()
+                    raise KeyboardInterrupt
                 for name, value in self.train_step().items():
                     sums[name] = sums.get(name, 0.0) + value
                 count += 1
                 now = time.monotonic()
                 self.elapsed, last = self.elapsed + now - last, now
-                stop = self._agree()
                 if self.step % self.settings.log_every == 0:
                     self._log({name: value / count for name, value in sums.items()}, count / (now - logged))
                     sums, count, logged = {}, 0, now
-                if stop:
-                    print("interrupted: saving", flush=True)
-                    self.save()
-                    raise KeyboardInterrupt
                 if now - saved > 60 * self.settings.save_minutes and self.progress() < 1:
                     self.save()
                     saved = now
