@@ -102,7 +102,7 @@ def test_pairs_are_formed_in_the_ratio_of_one_to_two_to_one() -> None:
     # A point on the target whose box is elsewhere is no positive pair.
     overlaps[:, 20:30] = 0.3
     pairs = form_pairs(samples, overlaps, OPTIONS)
-    good = overlaps.gather(1, samples.index) >= OPTIONS.same
+    good = overlaps.gather(1, samples.chosen) >= OPTIONS.same
     assert ((pairs.own == 1) == (good & (samples.labels == 1))).all()
 
 
@@ -121,8 +121,8 @@ def test_online_mining_takes_the_negatives_with_the_highest_scores() -> None:
     labels, overlaps, scores = _case()
     for mining in (False, True):
         samples = draw_samples(labels, overlaps, scores, OPTIONS, np.random.default_rng(1), mining)
-        assert (labels.gather(1, samples.index) == samples.labels).all()
-        negative = samples.index[:, OPTIONS.positives :]
+        assert (labels.gather(1, samples.chosen) == samples.labels).all()
+        negative = samples.chosen[:, OPTIONS.positives :]
         assert all(len(set(row.tolist())) == OPTIONS.negatives for row in negative)
         assert (negative >= 165).all()  # those that overlap the target are left out
         hardest = scores[:, 165:].topk(OPTIONS.mined, 1).indices + 165

@@ -72,7 +72,7 @@ class SiamRNOptions(RunOptions):
     rate: float = 1e-3
     warm_up: float = 0.05
     save_minutes: float = 5.0
-    searches: int = 16
+    searches: int = 8
     frames: int = 3
     scenes: int = 400
     fresh: int = 1
@@ -127,11 +127,11 @@ class Samples(NamedTuple):
     """Sampled proposals of B search crops, P positive ones before Q negative ones, the mined ones of these first.
 
     Attributes:
-        index: Bx(P+Q), which proposals.
+        chosen: Bx(P+Q), which proposals.
         labels: Bx(P+Q) class labels, 1 or 0; -1 for a place that could not be filled.
     """
 
-    index: Tensor
+    chosen: Tensor
     labels: Tensor
 
 
@@ -196,14 +196,14 @@ def form_pairs(samples: Samples, overlaps: Tensor, options: SiamRNOptions) -> Pa
     """
     count = options.positives
     own = samples.labels.clone()
-    found = overlaps.gather(1, samples.index)
+    found = overlaps.gather(1, samples.chosen)
     own[:, :count][found[:, :count] < options.same] = -1  # a point on the target, but its box is elsewhere
     own[:, 3 * count :] = -1
     # As many of either; where there is no positive one, a negative one in its place.
     half = count // 2
     at = torch.arange(count, device=own.device)
     columns = torch.where(at < half, at, count + at - half).expand(len(own), -1)
-    spare = (count + count - half + at).clamp_max(samples.index.shape[1] - 1)
+    spare = (count + count - half + at).clamp_max(samples.chosen.shape[1] - 1)
     lacking = samples.labels.gather(1, columns) < 0
     columns = torch.where(lacking & (at < half), spare, columns)
     return Pairs(own, columns, samples.labels.gather(1, columns) >= 0)
@@ -351,7 +351,7 @@ class SiamRNTraining(Run):
         return self.net
 
     def learned(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """What is trained: the parts of the relation detector that are used, and the layers that compute class scores."""
+        """What is trained: the parts of the relation detector that are used, and the layers that give class scores."""
         parts = self.net.parts
         used = {
             "global_detector": parts.global_detector,
@@ -461,9 +461,9 @@ class SiamRNTraining(Run):
         ]
 
         relation = FusedRelation(self.net)
-        boxes = clipped(batch.proposals).gather(1, samples.index[..., None].expand(-1, -1, 4))
+        boxes = clipped(batch.proposals).gather(1, samples.chosen[..., None].expand(-1, -1, 4))
         seen = batch.correlations.gather(
-            3, samples.index[:, None, None].expand(-1, *batch.correlations.shape[1:3], -1)
+            3, samples.chosen[:, None, None].expand(-1, *batch.correlations.shape[1:3], -1)
         ).float()
         supports = [(template(relation, batch.target), boxes)]
         if o.contrastive:
