@@ -72,30 +72,46 @@ def test_the_guided_map_is_the_merge_of_the_drawn_concatenation() -> None:
     nn.init.normal_(guidance.merge.bias)
     features, modulator = torch.randn(2, 6, 4, 7), torch.randn(2, 6)
     tiled = modulator[:, :, None, None].expand_as(features)
-    drawn = guidance.merge(torch.cat([features, features * tiled, tiled], 1))
+    normalised = nn.functional.instance_norm(features, eps=1e-3)
+    drawn = guidance.merge(torch.cat([normalised, normalised * tiled, tiled], 1))
     assert torch.allclose(guidance(features, modulator), drawn, atol=1e-5)
 
 
 def test_guidance_sees_the_target_only() -> None:
-    """What lies well outside the target's box in the exemplar's map does not matter."""
+    """Where things lie well outside the target's box in the exemplar's map does not matter."""
     guidance = TargetGuidance(4, 4, bins=3)
     features = torch.rand(1, 4, 12, 12)
     box = torch.tensor([[48.0, 48.0, 32.0, 24.0]])
     outside = features.clone()
-    outside[..., :2, :] = 9.0
+    outside[..., :2, :] = features[..., :2, :].flip(3)
     inside = features.clone()
     inside[..., 6, 6] = 9.0
     embedded = guidance.embed(features, box, Cells(8, 0.5))
-    assert torch.equal(guidance.embed(outside, box, Cells(8, 0.5)), embedded)
+    assert torch.allclose(guidance.embed(outside, box, Cells(8, 0.5)), embedded, atol=1e-5)
     assert not torch.allclose(guidance.embed(inside, box, Cells(8, 0.5)), embedded)
 
 
 def test_the_modulator_starts_near_the_targets_mean_features() -> None:
     torch.manual_seed(0)
     guidance = TargetGuidance(64, 8, bins=4)
-    features = torch.rand(1, 64, 1, 1).expand(1, 64, 10, 10)
-    embedded = guidance.embed(features, torch.tensor([[40.0, 40.0, 32.0, 32.0]]), Cells(8, 0.5)).detach()
-    assert float(torch.corrcoef(torch.stack([embedded[0], features[0, :, 0, 0]]))[0, 1]) > 0.9
+    features = torch.zeros(1, 64, 12, 12)
+    features[..., 3:9, 3:9] = torch.randn(1, 64, 1, 1)
+    box = torch.tensor([[48.0, 48.0, 32.0, 32.0]])
+    embedded = guidance.embed(features, box, Cells(8, 0.5)).detach()
+    assert float(torch.corrcoef(torch.stack([embedded[0], features[0, :, 6, 6].sign()]))[0, 1]) > 0.9
+
+
+def test_guidance_answers_to_the_target_before_any_training() -> None:
+    """The outputs that start as correlations are highest where the search map shows the exemplar's features."""
+    torch.manual_seed(0)
+    guidance = TargetGuidance(64, 32, bins=3)
+    target = torch.randn(64, 1, 1)
+    exemplar, search = torch.randn(1, 64, 12, 12), torch.randn(1, 64, 16, 16)
+    exemplar[0, :, 4:8, 4:8] = target
+    search[0, :, 10, 3] = target[:, 0, 0]
+    modulator = guidance.embed(exemplar, torch.tensor([[48.0, 48.0, 32.0, 32.0]]), Cells(8, 4.0))
+    answer = guidance(search, modulator)[0, :8].mean(0)
+    assert int(answer.argmax()) == 10 * 16 + 3
 
 
 def test_pooling_reads_cells_where_they_look() -> None:

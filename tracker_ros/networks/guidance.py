@@ -6,6 +6,9 @@ search features re-weighted by the modulator, and the modulator itself, spread o
 
 Merging is linear, and all but the search features is the same for a whole track. So the concatenation is never built:
 ``W [x; m x; m] + b = (W1 + W2 diag(m)) x + (W3 m + b)`` is a 1x1 convolution of the plain search features.
+
+One thing is ours: each channel is normalised over its crop first, in exemplar and search image alike. What then stands
+out in either is what the crop's other parts do not have, and the product ``m x`` compares that.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from tracker_ros.networks.roi_align import roi_align
 
 #: Samples a bin and side of the target's pooling.
 SAMPLING = 2
+#: Added to a channel's variance over a crop.
+_EPSILON = 1e-3
 
 
 class Cells(NamedTuple):
@@ -60,26 +65,39 @@ class TargetGuidance(nn.Module):
         self.bins = bins
         self.modulator = nn.Conv2d(channels, channels, bins)
         self.merge = nn.Conv2d(3 * channels, outputs, 1)
-        # The modulator starts close to the target's mean features: then m x compares target and search image channel
-        # by channel from the first step of training on.
+        # The modulator starts close to the target's mean features, and a quarter of the outputs as sums of m x over
+        # half of the channels, which is their correlation: so target and search image are compared from the first
+        # step of training on.
         with torch.no_grad():
             mean = torch.eye(channels)[:, :, None, None] / bins**2
             self.modulator.weight.mul_(0.1).add_(mean)
             nn.init.zeros_(self.modulator.bias)  # type: ignore[arg-type]
-        nn.init.kaiming_normal_(self.merge.weight, nonlinearity="relu")
-        nn.init.zeros_(self.merge.bias)  # type: ignore[arg-type]
+            nn.init.kaiming_normal_(self.merge.weight, nonlinearity="relu")
+            nn.init.zeros_(self.merge.bias)  # type: ignore[arg-type]
+            correlating = self.merge.weight[: outputs // 4]
+            half = torch.rand(len(correlating), channels, 1, 1) < 0.5
+            correlating.mul_(0.2)[:, channels : 2 * channels].add_(half * (2 / channels) ** 0.5)
 
     def embed(self, features: Tensor, boxes: Tensor, cells: Cells) -> Tensor:
         """Modulators of targets: exemplar features TxCxHxW and boxes Tx4 (cx, cy, w, h, exemplar pixels) to TxC."""
-        pooled = pool(features, boxes[:, None], cells, self.bins)[:, 0]
+        mean, scale = _statistics(features)
+        normalised = (features - mean[..., None, None]) * scale[..., None, None]
+        pooled = pool(normalised, boxes[:, None], cells, self.bins)[:, 0]
         return self.modulator(pooled).flatten(1)
 
     def forward(self, features: Tensor, modulator: Tensor) -> Tensor:
         """Search features BxCxHxW and the modulators of their targets BxC to guided features BxOxHxW, channels last."""
         plain, modulated, spread = self.merge.weight.flatten(1).split(self.channels, 1)
-        kernels = plain + modulated * modulator[:, None]  # B O C
-        bias = modulator @ spread.mT  # B O
+        mean, scale = _statistics(features)
+        kernels = (plain + modulated * modulator[:, None]) * scale[:, None]  # B O C
+        bias = modulator @ spread.mT - (kernels @ mean[..., None])[..., 0]  # B O
         if self.merge.bias is not None:
             bias = bias + self.merge.bias
         guided = torch.baddbmm(bias[:, None], features.flatten(2).mT, kernels.mT)  # B HW O
         return guided.mT.unflatten(2, features.shape[2:])
+
+
+def _statistics(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of every channel over a map BxCxHxW, and one over its standard deviation: BxC each."""
+    var, mean = torch.var_mean(features, (2, 3), correction=0)
+    return mean, (var + _EPSILON).rsqrt()
