@@ -29,7 +29,7 @@ from tracker_ros.trackers.siamese import SiameseTracker
 
 #: Scoring heads behind fifty layers magnify what the order of a sum does to the last digits of the features.
 MAGNIFIED = 1e-3
-#: Network name to the tracker that runs it.
+#: Network name to the short name that its weights are used by.
 TRACKERS = {
     "siamrpn_alex_dw": "siamrpn",
     "siamrpn_alex_up": "siamrpn",
@@ -208,8 +208,8 @@ def _frame(index: int) -> np.ndarray:
 
 @on("siam", "clnet")
 def test_second_frame(published: Published) -> None:
-    s, entry = published.stages, registry.get(TRACKERS[published.name])
-    options = entry.options.replace(network=published.name, compat="published", device="cpu")
+    s, entry = published.stages, registry.get(published.name)
+    options = entry.options.replace(compat="published", device="cpu")
     factory: Any = entry.load()[0]
     tracker: SiameseTracker = factory(entry.name, options, published.net)
     seen: list[Tensor] = []
@@ -241,7 +241,6 @@ def test_an_imported_file_tracks_by_name(published: Published, tmp_path: Path) -
     tracker = tracker_ros.create(
         TRACKERS[published.name],
         weights=str(file),
-        network=published.name,
         compat="published",
         device="cpu",
     )

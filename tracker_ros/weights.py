@@ -120,10 +120,15 @@ def network_of(path: str | Path) -> str:
 def _read(path: Path, network: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of a weights file, as stored."""
     if not path.is_file():
-        raise WeightsMissing(
-            f"weights missing: {path} does not exist; give a .safetensors file, or import a published checkpoint with "
-            f"'tracker_ros import-weights CHECKPOINT --tracker {network} --out {network}.safetensors'"
-        )
+        from tracker_ros.networks.published import CONVERTERS
+
+        way = f"give a .safetensors file, or put {network}.safetensors into {models_directory()}"
+        if network in CONVERTERS:
+            way = (
+                f"give a .safetensors file, or import a published checkpoint with 'tracker_ros import-weights CHECKPOINT "
+                f"--tracker {network} --out {network}.safetensors'"
+            )
+        raise WeightsMissing(f"weights missing: {path} does not exist; {way}")
     try:
         with safe_open(str(path), framework="pt") as file:
             return file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

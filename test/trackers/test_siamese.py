@@ -421,7 +421,10 @@ def test_the_compact_siamrn_computed_plainly_gives_the_same(frames: list[NDArray
 def test_missing_weights_name_the_command_that_imports_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setenv("TRACKER_ROS_MODELS", str(tmp_path))
     for name in NAMES:
-        with pytest.raises(WeightsMissing, match=r"import-weights CHECKPOINT --tracker \w+_\w+ --out"):
+        with pytest.raises(WeightsMissing, match=rf"put {name}18.safetensors into"):
+            tracker_ros.create(name, device="cpu")
+    for name in ("siamrpn_alex_up", "siamrpnpp_r50", "clnet_r50", "siamban_r50", "siamrn_r50"):
+        with pytest.raises(WeightsMissing, match=rf"import-weights CHECKPOINT --tracker {name} --out"):
             tracker_ros.create(name, device="cpu")
     with pytest.raises(InvalidOption, match="network"):
         tracker_ros.create("clnet", network="siamrpn_alex_dw")

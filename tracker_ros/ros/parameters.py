@@ -186,7 +186,9 @@ def build_options(preset: TrackerOptions, node: NodeOptions, own: Mapping[str, A
         InvalidParameter: a value that an option does not take, or an update policy for a tracker that has none.
     """
     known = {f.name for f in dataclasses.fields(preset)}
-    options: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in own.items()}
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
+    # What is left at its default is the preset's to say, which may be another one for other weights.
+    options: dict[str, Any] = {key: value for key, value in values.items() if value != getattr(preset, key)}
     options["device"] = node.device
     if node.weights:
         options["weights"] = node.weights

@@ -31,7 +31,7 @@ NEGATIVE_ABOVE = 0.3
 class CLNetOptions(SiameseOptions):
     """Options of CLNet. The defaults are the published settings."""
 
-    network: str = option("clnet_r50", "architecture of the network", choices=("clnet18", "clnet_r50"))
+    network: str = option("clnet18", "architecture of the network", choices=("clnet18", "clnet_r50"))
     penalty: float = option(0.032, "penalty of a sudden change of size or ratio", low=0.0, high=2.0)
     window_influence: float = option(0.353, "share of the cosine window in the ranking", low=0.0, high=1.0)
     size_rate: float = option(0.543, "how fast the size follows", low=0.0, high=1.0)
@@ -45,7 +45,8 @@ class CLNetOptions(SiameseOptions):
     seed: int = option(233, "seed of the first frame's samples", low=0)
 
 
-PRESETS: dict[str, CLNetOptions] = {"clnet": CLNetOptions()}
+#: The compact network's settings, and the published ones.
+PRESETS: dict[str, CLNetOptions] = {"clnet": CLNetOptions(), "clnet_r50": CLNetOptions(network="clnet_r50")}
 
 
 class CLNet(AnchorTracker):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tracker_ros.trackers.base import Tracker, TrackerOptions
@@ -30,11 +31,13 @@ class Entry:
         name: what users call it.
         description: one line for a list of trackers.
         load: imports the tracker's module; returns its factory and the options of this preset.
+        variants: loads presets of the same tracker for other networks.
     """
 
     name: str
     description: str
     load: Callable[[], tuple[Factory, TrackerOptions]]
+    variants: tuple[Callable[[], tuple[Factory, TrackerOptions]], ...] = ()
 
     @property
     def options(self) -> TrackerOptions:
@@ -44,12 +47,31 @@ class Entry:
     def create(self, **options: Any) -> Tracker[Any]:
         """Build the tracker with some options changed.
 
+        Another network than the preset's, named or the one of the weights file, brings the preset that belongs to it.
+
         Raises:
             InvalidOption: an option that it does not have, or a value that it does not take.
             WeightsMissing: its weights are not there.
         """
         factory, preset = self.load()
+        if self.variants:
+            network = options.get("network") or _network_of(options.get("weights", ""))
+            others = [load()[1] for load in self.variants]
+            preset = next((other for other in others if getattr(other, "network", None) == network), preset)
         return factory(self.name, preset.replace(**options))
+
+
+def _network_of(file: str) -> str:
+    """Name of the network of a weights file; "" where it cannot be read, of which loading it will tell."""
+    if not file:
+        return ""
+    from tracker_ros import weights
+    from tracker_ros.errors import WeightsError
+
+    try:
+        return weights.network_of(file)
+    except WeightsError:
+        return ""
 
 
 class Registry:
@@ -124,20 +146,44 @@ def _siamrn(name: str) -> tuple[Factory, TrackerOptions]:
     return siamrn.SiamRN, siamrn.PRESETS[name]
 
 
-def _entry(name: str, description: str, load: Callable[[str], tuple[Factory, TrackerOptions]]) -> Entry:
-    return Entry(name, description, lambda: load(name))
+def _entry(
+    name: str, description: str, load: Callable[[str], tuple[Factory, TrackerOptions]], variants: tuple[str, ...] = ()
+) -> Entry:
+    return Entry(name, description, lambda: load(name), tuple(partial(load, variant) for variant in variants))
 
 
-#: The trackers of this package.
+#: The trackers of this package. Those that are named like a published network need its weights (`import-weights`);
+#: their short names come with weights of a compact network, and take the published ones too.
 DEFAULT = Registry(
     (
         _entry("dimp18", "DiMP with a ResNet-18 backbone (Bhat et al., ICCV 2019)", _dimp),
-        _entry("dimp50", "DiMP with a ResNet-50 backbone (Bhat et al., ICCV 2019)", _dimp),
-        _entry("siamrpn", "SiamRPN with AlexNet (Li et al., CVPR 2018), with imported weights", _siamrpn),
-        _entry("siamrpnpp", "SiamRPN++ with a ResNet-50 (Li et al., CVPR 2019), with imported weights", _siamrpn),
-        _entry("clnet", "CLNet: SiamRPN++ adjusted to the first frame (Dong et al., ECCV 2020)", _clnet),
-        _entry("siamban", "SiamBAN with a ResNet-50 (Chen et al., CVPR 2020), with imported weights", _siamban),
-        _entry("siamrn", "SiamRN: SiamBAN with a relation detector (Cheng et al., CVPR 2021)", _siamrn),
+        _entry("dimp50", "DiMP with a ResNet-50 backbone, with imported weights", _dimp),
+        _entry(
+            "siamrpn",
+            "SiamRPN: region proposals by up-channel correlation (Li et al., CVPR 2018)",
+            _siamrpn,
+            ("siamrpn_alex_dw", "siamrpn_alex_up", "siamrpn_big_up"),
+        ),
+        _entry(
+            "siamrpnpp",
+            "SiamRPN++: several levels, depth-wise correlation (Li et al., CVPR 2019)",
+            _siamrpn,
+            ("siamrpnpp_r50",),
+        ),
+        _entry(
+            "clnet", "CLNet: SiamRPN++ adjusted to the first frame (Dong et al., ECCV 2020)", _clnet, ("clnet_r50",)
+        ),
+        _entry("siamban", "SiamBAN: no anchors (Chen et al., CVPR 2020)", _siamban, ("siamban_r50",)),
+        _entry(
+            "siamrn", "SiamRN: SiamBAN with a relation detector (Cheng et al., CVPR 2021)", _siamrn, ("siamrn_r50",)
+        ),
+        _entry("siamrpn_alex_dw", "SiamRPN with AlexNet, depth-wise, with imported weights", _siamrpn),
+        _entry("siamrpn_alex_up", "SiamRPN with AlexNet, up-channel, with imported weights", _siamrpn),
+        _entry("siamrpn_big_up", "SiamRPN with the larger AlexNet, with imported weights", _siamrpn),
+        _entry("siamrpnpp_r50", "SiamRPN++ with a ResNet-50, with imported weights", _siamrpn),
+        _entry("clnet_r50", "CLNet with a ResNet-50, with imported weights", _clnet),
+        _entry("siamban_r50", "SiamBAN with a ResNet-50, with imported weights", _siamban),
+        _entry("siamrn_r50", "SiamRN with a ResNet-50, with imported weights", _siamrn),
         _entry("csrt", "OpenCV's CSRT: correlation filter with spatial reliability, no weights", _opencv),
         _entry("kcf", "OpenCV's KCF: kernelized correlation filter, fixed scale, no weights", _opencv),
         _entry("nano", "OpenCV's NanoTrack with your ONNX files (backbone_model, head_model)", _opencv),

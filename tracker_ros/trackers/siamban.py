@@ -24,13 +24,17 @@ from tracker_ros.trackers.siamese import Response, SiameseOptions, SiameseTracke
 class SiamBANOptions(SiameseOptions):
     """Options of SiamBAN. The defaults are the published settings."""
 
-    network: str = option("siamban_r50", "architecture of the network", choices=("siamban_r50",))
+    network: str = option("siamban18", "architecture of the network", choices=("siamban18", "siamban_r50"))
     penalty: float = option(0.08513642556896711, "penalty of a sudden change of size or ratio", low=0.0, high=2.0)
     window_influence: float = option(0.4632532824922313, "share of the cosine window in the ranking", low=0.0, high=1.0)
     size_rate: float = option(0.44418184746462425, "how fast the size follows", low=0.0, high=1.0)
 
 
-PRESETS: dict[str, SiamBANOptions] = {"siamban": SiamBANOptions()}
+#: The compact network's settings, and the published ones.
+PRESETS: dict[str, SiamBANOptions] = {
+    "siamban": SiamBANOptions(),
+    "siamban_r50": SiamBANOptions(network="siamban_r50"),
+}
 
 
 class PointTracker(SiameseTracker):

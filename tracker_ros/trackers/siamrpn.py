@@ -21,24 +21,36 @@ from tracker_ros.networks.siamrpn import SiamRPNNet
 from tracker_ros.trackers.base import TrackerOptions, option
 from tracker_ros.trackers.siamese import Response, SiameseOptions, SiameseTracker
 
+#: Networks of both.
+_NETWORKS = ("siamrpn18", "siamrpn_alex_dw", "siamrpn_alex_up", "siamrpn_big_up", "siamrpnpp18", "siamrpnpp_r50")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SiamRPNOptions(SiameseOptions):
     """Options of SiamRPN and SiamRPN++."""
 
-    network: str = option(
-        "siamrpn_alex_dw",
-        "architecture of the network",
-        choices=("siamrpn_alex_dw", "siamrpn_alex_up", "siamrpn_big_up", "siamrpnpp_r50"),
-    )
+    network: str = option("siamrpn18", "architecture of the network", choices=_NETWORKS)
 
 
-#: The published settings. Only SiamRPN's paper discards proposals far from the centre (section 4.3, figure 4).
+#: What the published SiamRPN tracks with. Only its paper discards proposals far from the centre (section 4.3, fig. 4).
+_PUBLISHED = SiamRPNOptions(
+    network="siamrpn_alex_dw",
+    search_size=287,
+    penalty=0.16,
+    window_influence=0.4,
+    size_rate=0.3,
+    center_radius=7,
+    top_k=100,
+)
+
+#: The compact networks' settings, and the published ones'.
 PRESETS: dict[str, SiamRPNOptions] = {
-    "siamrpn": SiamRPNOptions(
-        search_size=287, penalty=0.16, window_influence=0.4, size_rate=0.3, center_radius=7, top_k=100
-    ),
-    "siamrpnpp": SiamRPNOptions(network="siamrpnpp_r50", penalty=0.05, window_influence=0.42, size_rate=0.38),
+    "siamrpn": SiamRPNOptions(penalty=0.1, window_influence=0.4, size_rate=0.35),
+    "siamrpnpp": SiamRPNOptions(network="siamrpnpp18"),
+    "siamrpn_alex_dw": _PUBLISHED,
+    "siamrpn_alex_up": _PUBLISHED.replace(network="siamrpn_alex_up"),
+    "siamrpn_big_up": _PUBLISHED.replace(network="siamrpn_big_up"),
+    "siamrpnpp_r50": SiamRPNOptions(network="siamrpnpp_r50", penalty=0.05, window_influence=0.42, size_rate=0.38),
 }
 
 
