@@ -58,6 +58,10 @@ def test_the_images_are_those_that_training_leaves_out(stills: Path) -> None:
     assert images["012.jpg"] == [Box(100, 80, 80, 60), Box(5, 5, 10, 10)]
     _, validation = split(ImagePool(read_images(stills)))
     assert [image.name for image in validation.images] == list(images)
+    # Training counts the frames of its videos first.
+    video = read_images(stills)[:5]
+    _, validation = split(ImagePool([*video, *read_images(stills)], sequences=[list(range(5))]))
+    assert [image.name for image in validation.images] == list(held_out(stills, first=-5 % 12))
 
 
 def test_the_truth_is_where_the_object_is(stills: Path) -> None:

@@ -17,7 +17,7 @@ from tracker_ros.evaluation.flights import load_flights
 from tracker_ros.evaluation.runs import PROTOCOLS, Protocol, run_all
 from tracker_ros.evaluation.sequences import Sequence, find_sequences
 from tracker_ros.evaluation.specs import TrackerSpec, parse_specs
-from tracker_ros.evaluation.stills import load_stills
+from tracker_ros.evaluation.stills import HELD_OUT_EVERY, load_stills
 from tracker_ros.geometry.boxes import Box
 
 
@@ -37,6 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="clips made of the images that are not trained on, of a folder with boxes.csv and jpg/",
     )  # fmt: skip
     parser.add_argument("--clips", type=int, default=40, help="number of clips made of --stills")
+    parser.add_argument(
+        "--first-still", type=int, default=0, metavar="N", choices=range(HELD_OUT_EVERY),
+        help="number of the first image that is not trained on: after n frames of videos in training, -n modulo 12",
+    )  # fmt: skip
     parser.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="sequences to take (otb_*)")
     parser.add_argument("--exclude", nargs="+", default=[], metavar="PATTERN", help="sequences to leave out")
     parser.add_argument("--one-based", action="store_true", help="the truth counts pixels from 1 (OTB and UAV123)")
@@ -140,7 +144,7 @@ def load_sequences(args: argparse.Namespace) -> list[Sequence]:
     """
     made = load_flights(args.flights)
     if args.stills is not None:
-        made += load_stills(args.stills, args.clips, seed=args.seed)
+        made += load_stills(args.stills, args.clips, first=args.first_still, seed=args.seed)
     if args.sequences is not None:
         return [*_read_sequences(args), *made]
     if not made:

@@ -237,11 +237,13 @@ def _paste(frame: Frame, patch: Frame, box: Array, *, oval: bool) -> None:
     frame[y1:y2, x1:x2] = (alpha * drawn + (1 - alpha) * frame[y1:y2, x1:x2]).astype(np.uint8)
 
 
-def held_out(directory: Path) -> dict[str, list[Box]]:
+def held_out(directory: Path, first: int = 0) -> dict[str, list[Box]]:
     """The images of `directory` that are not trained on, and their boxes (pixels).
 
     Args:
         directory: has ``boxes.csv`` (``image,source,x,y,w,h,label``) and the images in ``jpg/``.
+        first: number of the first of them, in the order of their names. Training counts the frames of its videos, n,
+            before the images, so it is ``-n % HELD_OUT_EVERY``.
 
     Raises:
         InvalidSequence: there is no such file, or it lacks a column.
@@ -258,24 +260,24 @@ def held_out(directory: Path) -> dict[str, list[Box]]:
                     own.append(Box(*(float(row[key]) for key in "xywh")))
             except (KeyError, TypeError, ValueError):
                 raise InvalidSequence(f"'{table}' has a row that is not image,source,x,y,w,h: {row}") from None
-    return {name: boxes[name] for name in sorted(boxes)[::HELD_OUT_EVERY]}
+    return {name: boxes[name] for name in sorted(boxes)[first::HELD_OUT_EVERY]}
 
 
-def load_stills(directory: Path, clips: int = 40, *, frames: int = 60, seed: int = 0) -> list[Sequence]:
+def load_stills(directory: Path, clips: int = 40, *, first: int = 0, frames: int = 60, seed: int = 0) -> list[Sequence]:
     """Clips made of the images of `directory` that are not trained on, as sequences ``still_<number>``.
 
     Args:
-        directory: see `held_out`.
+        directory, first: see `held_out`.
         clips: how many; an image is used again where there are fewer objects.
         frames: of each clip.
         seed: of the choice and of all motion.
 
     Raises:
-        InvalidSequence: see `held_out`, no object that is large enough, fewer than three images, too short clips.
+        InvalidSequence: see `held_out`; no object that is large enough, fewer than three images, too short clips.
     """
     if frames < 24:
         raise InvalidSequence(f"a clip of still images takes at least 24 frames, got {frames}")
-    images = held_out(directory)
+    images = held_out(directory, first)
     objects = [(name, box) for name, own in images.items() for box in own if _usable(box)]
     if len(images) < 3 or not objects:
         raise InvalidSequence(
