@@ -32,6 +32,7 @@ from tracker_ros.geometry.boxes import MIN_SIDE, Box
 from tracker_ros.geometry.crops import Window, cut, template_side
 from tracker_ros.geometry.crops import window as crop_window
 from tracker_ros.geometry.scan import scan_places
+from tracker_ros.networks.backbones import SharedBackbone
 from tracker_ros.networks.inference import choose_device, choose_dtype, prepare
 from tracker_ros.networks.siamese import STRIDE, SiameseNet, gather, split
 from tracker_ros.trackers.base import Estimate, Frame, InvalidOption, Tracker, TrackerOptions, TrackState, option
@@ -109,7 +110,7 @@ class SiameseTarget:
         position: centre (x, y), pixels of the image.
         size: width and height, pixels.
         template: what the network keeps of it (a named tuple of tensors without the targets' axis).
-        fill: mean colour of the first frame, BGR, shown where a crop reaches beyond the image.
+        fill: mean colour of the first frame, BGR, which published networks see where a crop reaches beyond the image.
         monitor: its state machine.
         scan: windows of a lost target's search that were already looked at.
         candidate: a lost target is being confirmed at `position`.
@@ -228,6 +229,8 @@ class SiameseTracker(Tracker[SiameseTarget]):
         # Published numbers are those of float32.
         exact = options.precision == "auto" and options.compat == "published"
         self._dtype = choose_dtype("float32" if exact else options.precision, device)
+        # Beyond the image a crop shows what the network was trained with.
+        self._replicates = isinstance(network.backbone, SharedBackbone)
         own = copy.deepcopy(network)
         own = own.eval().requires_grad_(False).to(device) if options.plain else prepare(own, device)
         for module in own.convolutions():
@@ -437,8 +440,8 @@ class SiameseTracker(Tracker[SiameseTarget]):
         return np.concatenate([center - extent / 2, extent])
 
     def _crop(self, frame: Frame, w: Window, fill: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The pixels of a window, `output` a side."""
-        patch = cut(frame, w, fill.tolist())
+        """The pixels of a window, `output` a side; beyond the image `fill`, or the border for a compact network."""
+        patch = cut(frame, w, None if self._replicates else fill.tolist())
         if w.size == w.output:
             return patch
         return np.asarray(cv2.resize(patch, (w.output, w.output)), np.uint8)
