@@ -1,0 +1,119 @@
+"""The recipe of the guided detectors: its triplets, and a few steps of both phases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tracker_ros import weights
+from tracker_ros.networks.backbones import BACKBONE18
+from tracker_ros.networks.detection import GuidedDetector
+from tracker_ros.training.augment import render
+from tracker_ros.training.data import ImagePool, add_flights
+from tracker_ros.training.guided import GuidedOptions, GuidedTraining, TripletSampler
+from tracker_ros.training.sets import SetOptions
+
+
+@pytest.fixture(scope="module")
+def pool() -> ImagePool:
+    pool = ImagePool()
+    add_flights(pool, range(1), 8)
+    return pool
+
+
+def _detector(name: str) -> GuidedDetector:
+    torch.manual_seed(0)
+    network = weights.builders()[name]()
+    assert isinstance(network, GuidedDetector)
+    return network
+
+
+@pytest.fixture(scope="module")
+def ssd() -> GuidedDetector:
+    return _detector("guided_ssd18")
+
+
+def test_exemplar_shows_the_target_in_the_middle_at_its_size(pool: ImagePool, ssd: GuidedDetector) -> None:
+    sampler = TripletSampler(pool, ssd)
+    side = ssd.config.exemplar
+    for seed in range(10):
+        plan = sampler.triplet(np.random.default_rng(seed))
+        box = plan.exemplar_box
+        assert np.abs(box[:2] - side / 2).max() < 0.1 * side
+        assert np.sqrt(box[2:].prod()) == pytest.approx(side / ssd.config.exemplar_context, rel=0.2)
+
+
+def test_exemplar_is_the_search_crop_magnified(pool: ImagePool, ssd: GuidedDetector) -> None:
+    plain = SetOptions(distractors=0.0, transplant=0.0, occluder=0.0, absent=0.0, videos=1.0)
+    sampler = TripletSampler(pool, ssd, layout=plain)
+    drawn = sampler.plan(np.random.default_rng(4))
+    plan = sampler.triplet(np.random.default_rng(4))
+    search, side = ssd.config.search, ssd.config.exemplar
+    whole = render(pool.images, drawn.frames[0], search).astype(float)
+    near = render(pool.images, plan.exemplar, side).astype(float)
+    # Mean colours of the same part of the picture: the middle two fifths of the search crop.
+    low, high = round(search * 0.3), round(search * 0.7)
+    np.testing.assert_allclose(near.mean((0, 1)), whole[low:high, low:high].mean((0, 1)), atol=3)
+
+
+def test_frames_follow_the_exemplar_in_time(pool: ImagePool, ssd: GuidedDetector) -> None:
+    sampler = TripletSampler(
+        pool, ssd, supports=2, queries=2, layout=SetOptions(videos=1.0, absent=0.0, transplant=0.0)
+    )
+    for seed in range(10):
+        plan = sampler.triplet(np.random.default_rng(seed))
+        shown = [frame.layers[0].image for frame in (plan.exemplar, *plan.frames)]
+        assert shown == sorted(shown)
+        assert plan.boxes.shape == (4, 4)
+
+
+def test_absent_targets_have_no_box(pool: ImagePool, ssd: GuidedDetector) -> None:
+    pool = ImagePool(pool.images)  # stills, of which another one can be shown
+    sampler = TripletSampler(pool, ssd, layout=SetOptions(absent=1.0))
+    assert not sampler.triplet(np.random.default_rng(0)).boxes.any()
+
+
+@pytest.mark.parametrize("name", ["guided_ssd18", "guided_frcnn18"])
+def test_both_phases_learn_and_leave_weights(name: str, pool: ImagePool, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TRACKER_ROS_MODELS", str(tmp_path))
+    detector = _detector(name)
+    weights.save(tmp_path / f"{BACKBONE18}.safetensors", detector.backbone, BACKBONE18, "random")
+    weights.load_backbone(detector.backbone, BACKBONE18)
+    options = GuidedOptions(
+        steps=2, conventional=0.5, triplets=2, fresh=1, inner_steps=2, validation=2, bf16=False, device="cpu"
+    )
+    run = GuidedTraining(name, detector, pool, pool, tmp_path / "run", options)
+    head, rates = dict(run.net.head.named_parameters()), run.net.inner_rates()
+    before = {key: value.detach().clone() for key, value in head.items()}
+    backbone = {key: value.clone() for key, value in run.net.backbone.state_dict().items()}
+
+    first = run.train_step()
+    assert "after" not in first
+    assert all(torch.equal(value, dict(run.conventional.named_parameters())[key]) for key, value in head.items())
+    assert any(not torch.equal(value, before[key]) for key, value in head.items())
+    assert all(torch.equal(value, rates[key]) for key, value in run.net.inner_rates().items())
+
+    assert run.adapting
+    second = run.train_step()
+    assert {"before", "after", "conventional"} <= set(second)
+    assert any(not torch.equal(value, dict(run.conventional.named_parameters())[key]) for key, value in head.items())
+    assert any(not torch.equal(value, rates[key]) for key, value in run.net.inner_rates().items())
+    assert all(torch.equal(value, backbone[key]) for key, value in run.net.backbone.state_dict().items())
+
+    run.save()
+    figures = (run.out / "validation.jsonl").read_text()
+    assert '"improved"' in figures
+    assert '"better"' in figures
+    for suffix in ("", "_conventional"):
+        loaded = _detector(name)
+        weights.load(run.out / f"{name}{suffix}.safetensors", loaded, name)
+        torch.testing.assert_close(loaded.backbone.state_dict(), run.net.backbone.state_dict(), rtol=1e-3, atol=1e-3)
+
+    # A resumed run sees the same triplets: its memory is a function of seed and step.
+    again = GuidedTraining(name, _detector(name), pool, ImagePool(), tmp_path / "run", options)
+    again.load(again.checkpoint)
+    assert again.step == 2
+    torch.testing.assert_close(again.batch(5).boxes, run.batch(5).boxes)
