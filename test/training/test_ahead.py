@@ -3,8 +3,19 @@
 import os
 
 import pytest
+import torch
 
-from tracker_ros.training.ahead import Ahead
+from tracker_ros.training.ahead import Ahead, choose_workers
+
+
+def test_workers_are_chosen_only_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(os, "cpu_count", lambda: 17)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert [choose_workers(wanted, cpu) for wanted in (-1, 0, 3)] == [0, 0, 3]
+    assert [choose_workers(wanted, gpu) for wanted in (-1, 0, 3)] == [8, 0, 3]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert choose_workers(-1, gpu) == 4
 
 
 @pytest.mark.parametrize("workers", [0, 2])

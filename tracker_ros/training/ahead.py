@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 T = TypeVar("T")
@@ -25,6 +26,19 @@ def threaded(function: Callable[[S], T], items: Iterable[S], most: int = 32) -> 
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def choose_workers(wanted: int, device: torch.device) -> int:
+    """`wanted`, or for -1 as many as help.
+
+    That is none on a CPU, where they would take the cores that train; beside a CUDA device all cores but one, at most
+    8, shared out among the processes that train on this machine.
+    """
+    if wanted >= 0:
+        return wanted
+    if device.type != "cuda":
+        return 0
+    return min(8, max((os.cpu_count() or 1) - 1, 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class _Steps(IterableDataset[T]):

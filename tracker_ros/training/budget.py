@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import nn
 from tracker_ros.training import parallel
 from tracker_ros.training.board import Board
 from tracker_ros.training.data import ImagePool
-from tracker_ros.training.device import DeviceImages, HostImages, Renderer
+from tracker_ros.training.device import DeviceImages, choose_renderer
 from tracker_ros.training.dimp import DiMPOptions, DiMPTraining
 from tracker_ros.training.distill import Distillation, DistillOptions
 from tracker_ros.training.inputs import read_pools, read_teacher, require
@@ -40,8 +39,7 @@ class BudgetOptions(RunOptions):
         reserve: share of the time for the last validation and for writing.
         pairs, sets, box_sets: batch sizes (see `distill` and `dimp18`); 0 takes 128, 32 and 64 on CUDA, 8, 4 and 8 on
             a CPU.
-        workers: processes that draw what the next steps show; -1 takes all cores but one, at most 8, on CUDA, and none
-            on a CPU, where they would take the cores that train.
+        workers: processes that draw what the next steps show; -1 chooses (`choose_workers`).
         validation: held-out sets that the heads are judged on.
         compile: compile the backbone with torch.compile.
         part_megabytes: largest size of a part of the weights.
@@ -75,7 +73,7 @@ def schedule(options: BudgetOptions, device: torch.device) -> tuple[DistillOptio
         "save_minutes": options.save_minutes,
         "log_every": options.log_every,
         "device": options.device,
-        "workers": options.workers if options.workers >= 0 else large * min(8, (os.cpu_count() or 1) - 1),
+        "workers": options.workers,
     }
     useful = options.minutes * (1 - options.reserve)
     distill = DistillOptions(
@@ -130,14 +128,10 @@ class Budget:
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
             torch.backends.cudnn.benchmark = True
-        images: Renderer
-        if self.device.type == "cuda":
-            images = DeviceImages(pool, self.device)
-            print(f"{len(pool)} images take {images.megabytes:.0f} MB of the device's memory")
-        else:
-            images = HostImages(pool, self.device)
-        self.images = images
-        self.first = Distillation(pool, teacher, out, self.distill_options, images)
+        self.images = choose_renderer(pool, self.device)
+        if isinstance(self.images, DeviceImages):
+            print(f"{len(pool)} images take {self.images.megabytes:.0f} MB of the device's memory")
+        self.first = Distillation(pool, teacher, out, self.distill_options, self.images)
         if options.compile:
             self.first.student.compile()
         self.active: Distillation | DiMPTraining = self.first

@@ -7,8 +7,9 @@ occluders, colours, blur, noise and JPEG artefacts. Nothing is read back, so the
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,35 +26,58 @@ from tracker_ros.training.data import Image, ImagePool, TrainingImage
 BLUR_SIZE = LONGEST_MOTION
 
 
-class Renderer(Protocol):
-    """Makes the pixels of plans whose layers show images of one pool."""
+class Renderer(ABC):
+    """Makes the pixels of plans whose layers show images of one pool, for networks on `device`."""
 
     device: torch.device
 
-    def render(self, plans: Sequence[FramePlan], size: int) -> Tensor:
+    @abstractmethod
+    def prepare(self, plans: Sequence[FramePlan], size: int) -> Any:
+        """What can be done ahead by another process, without the device; `finish` takes it."""
+
+    @abstractmethod
+    def finish(self, prepared: Any) -> Tensor:
         """Bx3x`size`x`size` float32 RGB 0..255 on `device`, channels last."""
-        ...
+
+    def render(self, plans: Sequence[FramePlan], size: int) -> Tensor:
+        """The pixels of `plans`, as `finish` returns them."""
+        return self.finish(self.prepare(plans, size))
 
 
-class HostImages:
-    """Makes crops with OpenCV: the fastest way on a CPU."""
+def choose_renderer(pool: ImagePool, device: torch.device) -> Renderer:
+    """`DeviceImages` on a CUDA device that holds the whole pool in half of its free memory, else `HostImages`."""
+    if device.type != "cuda":
+        return HostImages(pool, device)
+    free = torch.cuda.mem_get_info(device)[0] / 2
+    for image in {id(image.levels): image for image in pool.images}.values():
+        free -= image.size[0] * image.size[1] * 4 * 4 / 3
+        if free < 0:
+            return HostImages(pool, device)
+    return DeviceImages(pool, device)
+
+
+class HostImages(Renderer):
+    """Makes crops with OpenCV: the fastest way on a CPU, and for images that a device's memory does not hold."""
 
     def __init__(self, pool: ImagePool, device: torch.device | str = "cpu") -> None:
         self.pool, self.device = pool, torch.device(device)
 
-    def render(self, plans: Sequence[FramePlan], size: int) -> Tensor:
-        """As `Renderer.render`."""
-        crops = np.stack([render(self.pool.images, plan, size) for plan in plans])
-        return send(crops, self.device).flip(3).float().permute(0, 3, 1, 2)
+    def prepare(self, plans: Sequence[FramePlan], size: int) -> Tensor:
+        """All the work: BxSxSx3 uint8 BGR on the host."""
+        return torch.from_numpy(np.stack([render(self.pool.images, plan, size) for plan in plans]))
+
+    def finish(self, prepared: Tensor) -> Tensor:
+        """As `Renderer.finish`."""
+        return send(prepared, self.device).flip(3).float().permute(0, 3, 1, 2)
 
 
-def send(values: NDArray[np.generic], device: torch.device) -> Tensor:
+def send(values: NDArray[np.generic] | Tensor, device: torch.device) -> Tensor:
     """`values` as a tensor on `device`, without waiting for it."""
-    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-class DeviceImages:
+class DeviceImages(Renderer):
     """All images of a pool and their pyramids as uint8 in a device's memory, and crops from them.
 
     Four bytes a pixel, and a third more for the pyramid: 1.6 MB for an image of 640 x 480.
@@ -91,8 +115,13 @@ class DeviceImages:
         """Memory that the pixels take."""
         return self._pixels.numel() * 4 / 1e6
 
-    def render(self, plans: Sequence[FramePlan], size: int) -> Tensor:
-        """As `Renderer.render`; nothing waits for the device."""
+    def prepare(self, plans: Sequence[FramePlan], size: int) -> tuple[Sequence[FramePlan], int]:
+        """Nothing: the device does the work."""
+        return plans, size
+
+    def finish(self, prepared: tuple[Sequence[FramePlan], int]) -> Tensor:
+        """As `Renderer.finish`; nothing waits for the device."""
+        plans, size = prepared
         crops = self._draw_layers(plans, size)
         looks = [plan.look for plan in plans]
         illumination = [plan.illumination for plan in plans]

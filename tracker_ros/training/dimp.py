@@ -24,9 +24,9 @@ from tracker_ros.networks.filter_optimizer import apply_filter
 from tracker_ros.networks.iou_net import BINS, STRIDES, BoxRefiner, IoUFeatures, IoUNet, Modulation
 from tracker_ros.networks.resnet import normalise
 from tracker_ros.networks.roi_pooling import bin_edges, bin_weights
-from tracker_ros.training.ahead import Ahead
+from tracker_ros.training.ahead import Ahead, choose_workers
 from tracker_ros.training.data import Image, ImagePool, add_flights
-from tracker_ros.training.device import HostImages, Renderer, proposals, send
+from tracker_ros.training.device import HostImages, Renderer, choose_renderer, proposals, send
 from tracker_ros.training.distill import (
     TEACHER_CHANNELS,
     Heads,
@@ -55,7 +55,7 @@ class DiMPOptions(RunOptions):
         iterations: steps of the filter optimizer, N_iter.
         beta: weight of the classification loss.
         box_count: proposals a frame.
-        workers: processes that draw the sets of the next steps; 0 draws them in between.
+        workers: processes that draw the sets of the next steps; 0 draws them in between, -1 chooses (`choose_workers`).
         backbone_rate: learning rate of stage 3 relative to `rate`; 0 keeps the backbone fixed.
         backbone_from: share of the run after which stage 3 is tuned.
         hold: weight of the teacher's features while stage 3 is tuned.
@@ -77,7 +77,7 @@ class DiMPOptions(RunOptions):
     iterations: int = 5
     beta: float = 100.0
     box_count: int = 24
-    workers: int = 0
+    workers: int = -1
     backbone_rate: float = 0.05
     backbone_from: float = 0.65
     hold: float = 0.3
@@ -110,21 +110,34 @@ class Batch:
     overlaps: Tensor
 
 
-class Plans(NamedTuple):
-    """What a step shows, before the pixels are made: sets for the classifier and for the IoU-Net, and a seed."""
+class Draft(NamedTuple):
+    """Sets of which `images.prepare` has made what it could without the device; boxes and presence as in `Batch`."""
 
-    wide: list[SetPlan]
-    near: list[SetPlan]
+    pixels: Any
+    boxes: NDArray[np.float32]
+    present: NDArray[np.bool_]
+
+
+class Drafts(NamedTuple):
+    """What a step shows: sets for the classifier, if it is trained, and for the IoU-Net; and a seed for proposals."""
+
+    wide: Draft | None
+    near: Draft
     seed: int
 
 
-def make_batch(plans: list[SetPlan], images: Renderer, size: int, box_count: int, seed: int) -> Batch:
-    """Make the pixels of sets, stack them, and draw proposals for all their frames; all on the device of `images`."""
-    pixels = images.render([frame for plan in plans for frame in plan.frames], size)
-    boxes = send(np.stack([plan.boxes for plan in plans]), images.device)
-    present = send(np.stack([plan.present for plan in plans]), images.device)
+def prepare(plans: list[SetPlan], images: Renderer, size: int) -> Draft:
+    """Stack sets, with crops of `size` pixels a side."""
+    pixels = images.prepare([frame for plan in plans for frame in plan.frames], size)
+    return Draft(pixels, np.stack([plan.boxes for plan in plans]), np.stack([plan.present for plan in plans]))
+
+
+def finish(draft: Draft, images: Renderer, box_count: int, seed: int) -> Batch:
+    """Make the pixels, and draw proposals for all frames; on the device of `images`."""
+    boxes, present = send(draft.boxes, images.device), send(draft.present, images.device)
     generator = torch.Generator(images.device).manual_seed(seed)
-    return Batch(pixels, boxes, present, *proposals(boxes.flatten(0, 1), box_count, generator))
+    candidates = proposals(boxes.flatten(0, 1), box_count, generator)
+    return Batch(images.finish(draft.pixels), boxes, present, *candidates)
 
 
 def warm_start(net: DiMPNet, backbone: dict[str, Tensor], heads: Heads | None) -> None:
@@ -205,8 +218,8 @@ class DiMPTraining(Run):
     ) -> None:
         super().__init__(out, options)
         self.options = options
-        self.images: Renderer = images or HostImages(pool, self.device)
-        self.ahead = Ahead(self.plan, options.workers)
+        self.images = images or choose_renderer(pool, self.device)
+        self.ahead = Ahead(self.plan, choose_workers(options.workers, self.device))
         layout = replace(layout or SetOptions(), train_frames=options.train_frames, test_frames=options.test_frames)
         # The same zoom on a smaller region, with the target never far from its middle.
         near = replace(
@@ -264,22 +277,25 @@ class DiMPTraining(Run):
                 np.random.default_rng([9999, i]) for i in range(start, min(start + 8, self.options.validation))
             ]
             first, second = ([s.plan(rng) for rng in generators] for s in (sampler, box_sampler))
-            near = make_batch(second, images, self.options.box_crop, self.options.box_count, start)
-            self.validation.append((make_batch(first, images, sampler.options.size, 0, start), near))
+            wide = finish(prepare(first, images, sampler.options.size), images, 0, start)
+            near = prepare(second, images, box_sampler.options.size)
+            self.validation.append((wide, finish(near, images, self.options.box_count, start)))
 
-    def plan(self, step: int) -> Plans:
-        """The classifier's and the IoU-Net's sets of a step, and a seed: a function of `generator(step)`."""
+    def plan(self, step: int) -> Drafts:
+        """What a step shows: a function of `generator(step)`."""
         rng = self.generator(step)
         wide = [self.sampler.plan(rng) for _ in range(self.options.sets)]
         near = [self.box_sampler.plan(rng) for _ in range(self.options.box_sets)]
-        return Plans(wide, near, int(rng.integers(2**62)))
+        return Drafts(
+            prepare(wide, self.images, self.sampler.options.size) if wide else None,
+            prepare(near, self.images, self.box_sampler.options.size),
+            int(rng.integers(2**62)),
+        )
 
-    def batches(self, plans: Plans) -> tuple[Batch | None, Batch]:
-        """The classifier's sets (if it is trained) and the IoU-Net's, with their pixels, on the device."""
-        near = make_batch(plans.near, self.images, self.options.box_crop, self.options.box_count, plans.seed)
-        if not plans.wide:
-            return None, near
-        return make_batch(plans.wide, self.images, self.sampler.options.size, 0, plans.seed), near
+    def batches(self, drafts: Drafts) -> tuple[Batch | None, Batch]:
+        """The classifier's sets (if it is trained) and the IoU-Net's, on the device."""
+        wide = None if drafts.wide is None else finish(drafts.wide, self.images, 0, drafts.seed)
+        return wide, finish(drafts.near, self.images, self.options.box_count, drafts.seed)
 
     @property
     def tuning(self) -> bool:

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tracker_ros.networks.resnet import RESNET18, ResNet, normalise
-from tracker_ros.training.ahead import Ahead
+from tracker_ros.training.ahead import Ahead, choose_workers
 from tracker_ros.training.augment import FramePlan, Layer, View, draw_photometric
 from tracker_ros.training.data import Image, ImagePool
-from tracker_ros.training.device import HostImages, Renderer
+from tracker_ros.training.device import Renderer, choose_renderer
 from tracker_ros.training.inputs import read_pool, read_teacher, require
 from tracker_ros.training.pictures import crop_picture, sheet
 from tracker_ros.training.pseudo import TEACHER_MEAN
@@ -47,7 +47,7 @@ class DistillOptions(RunOptions):
         crop: side of a crop in pixels.
         weight_decay: of weights; biases and batch norms have none.
         relation: weight of the relational term.
-        workers: processes that draw the crops of the next steps; 0 draws them in between.
+        workers: processes that draw the next steps' crops; 0 draws them in between, -1 chooses (`choose_workers`).
     """
 
     minutes: float = 55.0
@@ -56,7 +56,7 @@ class DistillOptions(RunOptions):
     crop: int = 192
     weight_decay: float = 0.05
     relation: float = 10.0
-    workers: int = 0
+    workers: int = -1
 
 
 def plan_pair(pool: ImagePool, size: int, rng: np.random.Generator) -> list[FramePlan]:
@@ -149,8 +149,8 @@ class Distillation(Run):
     ) -> None:
         super().__init__(out, options)
         self.pool, self.options = pool, options
-        self.images: Renderer = images or HostImages(pool, self.device)
-        self.ahead = Ahead(self.plan, options.workers)
+        self.images = images or choose_renderer(pool, self.device)
+        self.ahead = Ahead(self.plan, choose_workers(options.workers, self.device))
         self.teacher = teacher.eval().to(self.device)
         self.student = channels_last(ResNet(RESNET18).to(self.device)).train()
         self.heads = Heads((128, 256), TEACHER_CHANNELS).to(self.device)
@@ -173,16 +173,17 @@ class Distillation(Run):
         """The student."""
         return self.student
 
-    def plan(self, step: int, common: bool = False) -> tuple[list[FramePlan], float]:
-        """Pairs of crops, 2i and 2i + 1 of the same place, and the share of another scene to blend in."""
+    def plan(self, step: int, common: bool = False) -> tuple[Any, float]:
+        """Prepared crops, 2i and 2i + 1 of the same place, and the share of another scene to blend in."""
         rng = self.generator(step, common)
         plans = [plan for _ in range(self.options.pairs) for plan in plan_pair(self.pool, self.options.crop, rng)]
         # Blends of two scenes are more inputs on which to agree with the teacher.
-        return plans, float(rng.uniform(0.1, 0.5)) if rng.random() < 0.2 else 0.0
+        share = float(rng.uniform(0.1, 0.5)) if rng.random() < 0.2 else 0.0
+        return self.images.prepare(plans, self.options.crop), share
 
-    def batch(self, plans: list[FramePlan], share: float) -> Tensor:
-        """(2 x pairs)x3xSxS float RGB 0..255 on the device: what `plan` has planned."""
-        batch = self.images.render(plans, self.options.crop)
+    def batch(self, prepared: Any, share: float) -> Tensor:
+        """(2 x pairs)x3xSxS float RGB 0..255 on the device: what `plan` returns."""
+        batch = self.images.finish(prepared)
         return torch.lerp(batch, batch.roll(2, 0), share) if share else batch
 
     @torch.no_grad()
