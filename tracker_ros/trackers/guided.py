@@ -109,6 +109,8 @@ class GuidedOptions(TrackerOptions):
 PRESETS: dict[str, GuidedOptions] = {
     "guided_ssd": GuidedOptions(),
     "guided_frcnn": GuidedOptions(network="guided_frcnn18"),
+    "guided_ssd_vgg16": GuidedOptions(network="guided_ssd_vgg16"),
+    "guided_frcnn_r50": GuidedOptions(network="guided_frcnn_r50"),
 }
 
 

@@ -146,6 +146,12 @@ def _siamrn(name: str) -> tuple[Factory, TrackerOptions]:
     return siamrn.SiamRN, siamrn.PRESETS[name]
 
 
+def _guided(name: str) -> tuple[Factory, TrackerOptions]:
+    from tracker_ros.trackers import guided
+
+    return guided.GuidedTracker, guided.PRESETS[name]
+
+
 def _entry(
     name: str, description: str, load: Callable[[str], tuple[Factory, TrackerOptions]], variants: tuple[str, ...] = ()
 ) -> Entry:
@@ -176,6 +182,18 @@ DEFAULT = Registry(
         _entry("siamban", "SiamBAN: no anchors (Chen et al., CVPR 2020)", _siamban, ("siamban_r50",)),
         _entry(
             "siamrn", "SiamRN: SiamBAN with a relation detector (Cheng et al., CVPR 2021)", _siamrn, ("siamrn_r50",)
+        ),
+        _entry(
+            "guided_ssd",
+            "SSD guided to the target, its head adapted online by MAML (Huang et al., ICCV 2019)",
+            _guided,
+            ("guided_ssd_vgg16",),
+        ),
+        _entry(
+            "guided_frcnn",
+            "Faster R-CNN guided to the target, its head adapted online by MAML (Huang et al., ICCV 2019)",
+            _guided,
+            ("guided_frcnn_r50",),
         ),
         _entry("siamrpn_alex_dw", "SiamRPN with AlexNet, depth-wise, with imported weights", _siamrpn),
         _entry("siamrpn_alex_up", "SiamRPN with AlexNet, up-channel, with imported weights", _siamrpn),
