@@ -54,7 +54,17 @@ def _network() -> CLNet:
 
 def _training(pool: ImagePool, out: Path, **changes: int) -> CLNetTraining:
     options = CLNetOptions(
-        **{"steps": 4, "sequences": 2, "frames": 2, "memory": 5, "validation": 2, "log_every": 1, **changes},  # type: ignore[arg-type]
+        **{
+            "steps": 4,
+            "sequences": 2,
+            "frames": 2,
+            "memory": 5,
+            "start": 3,
+            "fresh": 1,
+            "validation": 2,
+            "log_every": 1,
+            **changes,
+        },  # type: ignore[arg-type]
         bf16=False,
         rate=1e-2,
     )

@@ -49,7 +49,8 @@ class CLNetOptions(RunOptions):
         sequences: sequences a step.
         frames: frames of a sequence behind the first.
         memory: sequences kept, about 0.65 MB a frame.
-        fresh: new sequences a step.
+        start: sequences drawn before the first step.
+        fresh: new sequences a step. The adjusting networks soon know by heart what they see too often.
         positives, negatives: samples drawn of a frame, at most.
         diverse: negative samples that are added because the base takes them for the target; 0: no mining.
         location: weight of the location loss, lambda of eq. 8.
@@ -58,12 +59,13 @@ class CLNetOptions(RunOptions):
     """
 
     minutes: float = 20.0
-    rate: float = 5e-4
+    rate: float = 1e-4
     warm_up: float = 0.05
     sequences: int = 16
-    frames: int = 3
+    frames: int = 2
     memory: int = 1000
-    fresh: int = 1
+    start: int = 128
+    fresh: int = 4
     positives: int = 16
     negatives: int = 48
     diverse: int = 16
@@ -239,7 +241,7 @@ class CLNetTraining(Run):
     def batch(self, step: int, rng: np.random.Generator) -> Sequences:
         """The sequences of a step, after its fresh ones were drawn."""
         o = self.options
-        self.window.advance(2 * o.sequences + o.fresh * step)
+        self.window.advance(max(o.start, o.sequences) + o.fresh * step)
         return gather([self.window[int(slot)] for slot in rng.permutation(len(self.window))[: o.sequences]])
 
     def anchors(self, maps: Maps) -> Tensor:
