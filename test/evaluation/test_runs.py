@@ -44,7 +44,8 @@ class Teller(Tracker):
         self.clock.now += self.took
         self.seen.append(int(frame[0, 0, 0]))
         box = Box(float(self.seen[-1]), 10, 8, 8)
-        return [Estimate(box, 0.5, TrackState.UNCERTAIN, box) for _ in targets]
+        cues = {"level": float(self.seen[-1])}
+        return [Estimate(box, 0.5, TrackState.UNCERTAIN, box, cues=cues) for _ in targets]
 
 
 def _run(sequence: Sequence, realtime: float | None, **took: float):
@@ -75,6 +76,7 @@ def test_a_slow_tracker_skips_frames_and_answers_late(ten_frames: Sequence) -> N
     tracker, track = _run(ten_frames, 10.0, step=0.25)
     assert tracker.seen == [1, 3, 6, 8]
     assert track.boxes[:, 0].tolist() == [10, 10, 10, 1, 1, 3, 3, 3, 6, 6]
+    assert track.cues["level"][3:].tolist() == [1, 1, 3, 3, 3, 6, 6]
     assert np.isnan(track.seconds).tolist() == [i not in (0, 1, 3, 6, 8) for i in range(10)]
 
 
@@ -137,6 +139,7 @@ def test_results_are_saved_and_resumed(teller: list[Teller], make_sequence, tmp_
     first = run_all(specs, sequences, out=out)
     saved = json.loads((out / "teller" / "a.json").read_text())
     assert saved["boxes"] == [[10, 10, 8, 8], [1, 10, 8, 8], [2, 10, 8, 8], [3, 10, 8, 8]]
+    assert saved["cues"] == {"level": [None, 1, 2, 3]}
     np.testing.assert_array_equal(np.loadtxt(out / "teller" / "b.txt", delimiter=","), saved["boxes"])
 
     (out / "teller" / "b.json").unlink()
@@ -146,6 +149,7 @@ def test_results_are_saved_and_resumed(teller: list[Teller], make_sequence, tmp_
     assert sum(frames) == 8
     for name in ("a", "b"):
         np.testing.assert_array_equal(again["teller"][name].boxes, first["teller"][name].boxes)
+        np.testing.assert_array_equal(again["teller"][name].cues["level"], [np.nan, 1, 2, 3])
     built = len(teller)
     run_all(specs, sequences, out=out, resume=True)
     assert len(teller) == built, "nothing was left to do"
