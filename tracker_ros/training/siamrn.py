@@ -439,7 +439,7 @@ class SiamRNTraining(Run):
     def crops(self, step: int, rng: np.random.Generator) -> Sight:
         """The search crops of a step, after its fresh scenes were drawn; of as many scenes as there are."""
         o = self.options
-        self.replay.advance(max(o.searches, 4 * o.fresh) + o.fresh * step)
+        self.replay.advance(4 * o.searches + o.fresh * step)
         order = rng.permutation(len(self.replay))[np.arange(o.searches) % len(self.replay)]
         frames = rng.integers(0, o.frames, o.searches)
         rows = [[part[f : f + 1] for part in self.replay[int(slot)]] for slot, f in zip(order, frames, strict=True)]
