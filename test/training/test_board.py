@@ -102,6 +102,11 @@ def test_tensorboard_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch,
 class _Interrupted(SmallRun):
     """Gets a signal in the middle of its third step."""
 
+    closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
     def losses(self, step: int) -> dict[str, torch.Tensor]:
         if step == 2:
             signal.raise_signal(signal.SIGTERM)
@@ -113,6 +118,7 @@ def test_an_interrupted_run_finishes_its_step_and_saves(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run.run()
     assert signal.getsignal(signal.SIGTERM) == before
+    assert run.closed == 1
     resumed = SmallRun(tmp_path, OPTIONS)
     resumed.load(resumed.checkpoint)
     assert resumed.step == 3

@@ -196,6 +196,9 @@ class Run(ABC):
     def on_save(self) -> None:  # noqa: B027 - optional
         """Called after every checkpoint, in the first process alone: validate, write weights."""
 
+    def close(self) -> None:  # noqa: B027 - optional
+        """Called when `run` ends, however it ends: let helpers go."""
+
     def pictures(self) -> dict[str, Image]:
         """What to look at after a checkpoint, HxWx3 uint8 BGR by name; called where there is a `board`."""
         return {}
@@ -329,11 +332,17 @@ class Run(ABC):
             self.board.pictures(self.pictures(), self.step)
 
     def run(self) -> None:
-        """Train until the planned end.
+        """Train until the planned end; `close` follows in any case.
 
         Raises:
             KeyboardInterrupt: interrupted (SIGINT, SIGTERM); the step was finished and the checkpoint saved.
         """
+        try:
+            self._run()
+        finally:
+            self.close()
+
+    def _run(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
         last = saved = logged = time.monotonic()
         sums: dict[str, float] = {}
