@@ -20,6 +20,7 @@ from tracker_ros.trackers import registry
 COMMANDS = {
     "demo": ("tracker_ros.demo", "track a target in a simulated flight, a video, images or a webcam"),
     "evaluate": ("tracker_ros.evaluation.command", "measure trackers on sequences with known boxes"),
+    "long-run": ("tracker_ros.evaluation.long_run", "measure whether trackers get worse the longer they track"),
     "benchmark": ("tracker_ros.evaluation.benchmark", "measure the time and memory that a tracker takes"),
     "train": ("tracker_ros.training.command", "train a tracker's network"),
     "pack": ("tracker_ros.training.pack_command", "gather training data in a few compact files"),
