@@ -265,6 +265,10 @@ class DiMPTraining(Run):
         self.modules = {"net": self.net}
         self.start_average()
 
+    def close(self) -> None:
+        """Let the processes go that draw ahead."""
+        self.ahead.close()
+
     @property
     def averaged(self) -> nn.Module:
         """The whole network."""

@@ -168,6 +168,10 @@ class Distillation(Run):
         self.statistics: list[tuple[Tensor, Tensor]] = []
         self.start_average()
 
+    def close(self) -> None:
+        """Let the processes go that draw ahead."""
+        self.ahead.close()
+
     @property
     def averaged(self) -> nn.Module:
         """The student."""
