@@ -522,7 +522,8 @@ class SiamRNTraining(Run):
     def on_save(self) -> None:
         """Validate and write weights."""
         figures = self.validate() if self.held_out else {}
-        self.report(figures)
+        if figures:
+            self.report(figures)
         origin = (
             f"trained by tracker_ros: step {self.step}, held-out AP {figures.get('v_ap', 0):.3f} "
             f"(base {figures.get('v_base_ap', 0):.3f})"
