@@ -178,6 +178,21 @@ def test_a_plan_and_its_set_are_drawn_alike(pool: ImagePool) -> None:
     np.testing.assert_array_equal(crops[..., ::-1], drawn.crops)
 
 
+def test_nothing_is_read_back(pool: ImagePool) -> None:
+    """Tensors of the device "meta" have no values: whatever needed one on the host, or mixed devices, would fail."""
+    sampler = SetSampler(pool, SetOptions(size=SIZE, distractors=0.8, transplant=0.4, occluder=0.5))
+    plans = [plan for seed in range(40) for plan in sampler.plan(np.random.default_rng(seed)).frames]
+    plans = [replace(plan, look=replace(plan.look, noise=0.0)) for plan in plans]  # "meta" has no random numbers
+    assert any(plan.look.sigma for plan in plans)
+    assert any(plan.look.quality for plan in plans)
+    crops = DeviceImages(pool, "meta").render(plans, SIZE)
+    assert crops.device.type == "meta"
+    assert crops.shape == (len(plans), 3, SIZE, SIZE)
+    assert crops.is_contiguous(memory_format=torch.channels_last)
+    candidates, overlaps = proposals(torch.ones(5, 4, device="meta"), 24)
+    assert (candidates.shape, overlaps.device.type) == ((5, 24, 4), "meta")
+
+
 def test_memory_is_what_is_promised(pool: ImagePool) -> None:
     pixels = sum(level.shape[0] * level.shape[1] for image in pool.images for level in image.levels)
     assert DeviceImages(pool, "cpu").megabytes == pytest.approx(4 * pixels / 1e6)

@@ -74,7 +74,7 @@ class HostImages(Renderer):
 def send(values: NDArray[np.generic] | Tensor, device: torch.device) -> Tensor:
     """`values` as a tensor on `device`, without waiting for it."""
     tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class DeviceImages(Renderer):
@@ -108,7 +108,6 @@ class DeviceImages(Renderer):
         self._sizes = np.array([row[1:] for row in table], np.float64).reshape(-1, 2)
         self._pixels = buffer[:end]
         self._table = torch.tensor(table, dtype=torch.int64, device=self.device).reshape(-1, 3)
-        self._generator = torch.Generator(self.device)
 
     @property
     def megabytes(self) -> float:
@@ -211,8 +210,8 @@ class DeviceImages(Renderer):
 
     def _noise(self, crops: Tensor, looks: Sequence[Photometric]) -> Tensor:
         """White noise; its values differ from the host's for the same seed."""
-        self._generator.manual_seed(looks[0].noise_seed)
-        noise = torch.randn(crops.shape, generator=self._generator, device=self.device)
+        generator = torch.Generator(self.device).manual_seed(looks[0].noise_seed)
+        noise = torch.randn(crops.shape, generator=generator, device=self.device)
         deviation = send(np.array([look.noise for look in looks], np.float32), self.device)
         return (crops + noise * deviation.reshape(-1, 1, 1, 1)).clamp_(0, 255)
 
@@ -305,13 +304,15 @@ def _quantise(planes: Tensor, table: Tensor) -> Tensor:
     return (dct.T @ coefficients @ dct).transpose(3, 4).reshape(planes.shape)
 
 
-def proposals(boxes: Tensor, count: int, generator: torch.Generator, lowest: float = 0.1) -> tuple[Tensor, Tensor]:
+def proposals(
+    boxes: Tensor, count: int, generator: torch.Generator | None = None, lowest: float = 0.1
+) -> tuple[Tensor, Tensor]:
     """`count` random boxes around each of many (ATOM, section 3.2: IoU of at least `lowest`).
 
     Args:
         boxes: Nx4 (x, y, w, h) in pixels.
         count: proposals a box.
-        generator: on the boxes' device.
+        generator: on the boxes' device; by default the device's own.
         lowest: smallest IoU of a proposal.
 
     Returns:
