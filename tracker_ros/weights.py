@@ -368,7 +368,7 @@ def _read_legacy(path: Path) -> Any:
 
 def builders() -> dict[str, Callable[[], nn.Module]]:
     """Network name to what builds the module, with random weights."""
-    from tracker_ros.networks import clnet, dimp, faster_rcnn, siamban, siamrn, siamrpn, ssd
+    from tracker_ros.networks import clnet, detection, dimp, faster_rcnn, siamban, siamrn, siamrpn, ssd
 
     return {
         "dimp18": lambda: dimp.DiMPNet(dimp.DIMP18),
@@ -386,6 +386,7 @@ def builders() -> dict[str, Callable[[], nn.Module]]:
         "siamrn18": lambda: siamrn.SiamRNNet(siamrn.SIAMRN18),
         "siamrn_r50": lambda: siamrn.SiamRNNet(siamrn.SIAMRN_R50),
         "guided_ssd18": lambda: ssd.SSD(ssd.GUIDED_SSD18),
+        "guided_ssd18_single": lambda: ssd.SSD(detection.with_one_exemplar(ssd.GUIDED_SSD18, 102)),
         "guided_ssd_vgg16": lambda: ssd.SSD(ssd.GUIDED_SSD_VGG16),
         "guided_frcnn18": lambda: faster_rcnn.FasterRCNN(faster_rcnn.GUIDED_FRCNN18),
         "guided_frcnn_r50": lambda: faster_rcnn.FasterRCNN(faster_rcnn.GUIDED_FRCNN_R50),

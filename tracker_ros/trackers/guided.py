@@ -51,14 +51,14 @@ class GuidedOptions(TrackerOptions):
     """Options of the guided detectors.
 
     The paper's ablations are options too: ``update=maml`` is "no anchored updating", ``adapt_regression=false`` "no
-    regression fine-tuning", and `weights` of the recipe's conventionally trained head make it "brute-force gradient
-    descent".
+    regression fine-tuning", ``network=guided_ssd18_single`` "no multi-resolution", and `weights` of the recipe's
+    conventionally trained head make it "brute-force gradient descent".
     """
 
     network: str = option(
         "guided_ssd18",
         "architecture of the network",
-        choices=("guided_ssd18", "guided_frcnn18", "guided_ssd_vgg16", "guided_frcnn_r50"),
+        choices=("guided_ssd18", "guided_ssd18_single", "guided_frcnn18", "guided_ssd_vgg16", "guided_frcnn_r50"),
     )
     precision: str = option(
         "auto",
@@ -109,6 +109,7 @@ class GuidedOptions(TrackerOptions):
 PRESETS: dict[str, GuidedOptions] = {
     "guided_ssd": GuidedOptions(),
     "guided_frcnn": GuidedOptions(network="guided_frcnn18"),
+    "guided_ssd18_single": GuidedOptions(network="guided_ssd18_single"),
     "guided_ssd_vgg16": GuidedOptions(network="guided_ssd_vgg16"),
     "guided_frcnn_r50": GuidedOptions(network="guided_frcnn_r50"),
 }

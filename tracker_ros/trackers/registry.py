@@ -187,7 +187,7 @@ DEFAULT = Registry(
             "guided_ssd",
             "SSD guided to the target, its head adapted online by MAML (Huang et al., ICCV 2019)",
             _guided,
-            ("guided_ssd_vgg16",),
+            ("guided_ssd18_single", "guided_ssd_vgg16"),
         ),
         _entry(
             "guided_frcnn",

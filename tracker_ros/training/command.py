@@ -70,6 +70,9 @@ RECIPES = {
     "dimp18": Recipe("tracker_ros.training.dimp:build", "DiMP's objective on boxes, on the backbone of `distill`"),
     "guided_ssd18": Recipe("tracker_ros.training.guided:build", "target-guided SSD, by MAML, on the shared backbone"),
     "guided_frcnn18": Recipe("tracker_ros.training.guided:build", "target-guided Faster R-CNN, by MAML, on the same"),
+    "guided_ssd18_single": Recipe(
+        "tracker_ros.training.guided:build", "`guided_ssd18` with one exemplar for all levels"
+    ),
     "guided_ssd_vgg16": Recipe("tracker_ros.training.guided:build", "target-guided SSD with VGG-16, by MAML"),
     "guided_frcnn_r50": Recipe("tracker_ros.training.guided:build", "target-guided Faster R-CNN, ResNet-50, by MAML"),
     "siamrpn": Recipe("tracker_ros.training.siamese:build", "SiamRPN's head on the shared backbone"),

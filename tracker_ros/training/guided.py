@@ -47,9 +47,6 @@ from tracker_ros.training.replay import Window
 from tracker_ros.training.run import Run, RunOptions, channels_last, with_settings
 from tracker_ros.training.sets import SetOptions, SetSampler
 
-#: The networks that the recipe trains, the compact ones first.
-NETWORKS = ("guided_ssd18", "guided_frcnn18", "guided_ssd_vgg16", "guided_frcnn_r50")
-
 
 @dataclass(frozen=True)
 class GuidedOptions(RunOptions):
@@ -474,7 +471,9 @@ def _best(
 
 
 def build(args: argparse.Namespace) -> GuidedTraining:
-    """The recipe that ``args.recipe`` names, one of `NETWORKS`.
+    """The recipe that ``args.recipe`` names, which is the network's name too.
+
+    ``--base`` starts from other weights of the network. A full-size one starts with a random backbone otherwise.
 
     Raises:
         ValueError, FileNotFoundError: something that it needs is not given or not there.
@@ -486,5 +485,7 @@ def build(args: argparse.Namespace) -> GuidedTraining:
     assert isinstance(detector, GuidedDetector)
     if detector.config.frozen:
         weights.load_backbone(detector.backbone, BACKBONE18)
+    if args.base is not None:
+        weights.load(args.base, detector, args.recipe)
     pool, held_out = read_pools(args)
     return GuidedTraining(args.recipe, detector, pool, held_out, args.out, options)
