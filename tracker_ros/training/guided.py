@@ -75,7 +75,7 @@ class GuidedOptions(RunOptions):
     save_minutes: float = 8.0
     rate: float = 1e-3
     warm_up: float = 0.05
-    conventional: float = 0.4
+    conventional: float = 0.5
     triplets: int = 8
     supports: int = 1
     queries: int = 1
