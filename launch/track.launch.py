@@ -19,6 +19,7 @@ TRACKERS = sorted(path.stem for path in CONFIG.glob("*.yaml"))
 PARAMETERS = [
     ("device", "where the tracker runs: auto, cpu, cuda or cuda:N", None),
     ("weights", "weights file (.safetensors) to use instead of the ones that the package ships", None),
+    ("update", "how the tracker learns online, where it does, such as none or maml", None),
     ("image_transport", "compressed subscribes to <image_topic>/compressed", ["", "raw", "compressed"]),
     ("autostart", "configure and activate the node; false leaves that to a lifecycle manager", ["", "true", "false"]),
 ]

@@ -257,10 +257,9 @@ class GuidedTracker(Tracker[GuidedTarget]):
         device = choose_device(options.device)
         self.device = str(device)
         self._torch_device = device
-        self._dtype = choose_dtype(options.precision, device)
         self.network = prepare(copy.deepcopy(network), device)
         for module in self.network.convolutions():
-            module.to(self._dtype)
+            module.to(choose_dtype(options.precision, device))
         self._theta = {name: value.detach() for name, value in head_parameters(self.network.head).items()}
         self._rates = {name: float(rate) for name, rate in self.network.inner_rates(options.inner_rate).items()}
         self._regression = 1.0 if options.adapt_regression else 0.0
@@ -510,10 +509,9 @@ class GuidedTracker(Tracker[GuidedTarget]):
         return np.asarray(cv2.resize(patch, (w.output, w.output)), np.uint8)
 
     def _upload(self, crops: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """BGR crops to the device, Bx3xSxS in [0, 255]."""
+        """BGR crops to the device, Bx3xSxS uint8."""
         stacked = crops[0][None] if len(crops) == 1 else np.stack(crops)
-        image = self._to_device(torch.from_numpy(np.ascontiguousarray(stacked)))
-        return image.permute(0, 3, 1, 2).to(self._dtype)
+        return self._to_device(torch.from_numpy(np.ascontiguousarray(stacked))).permute(0, 3, 1, 2)
 
     def _tensor(self, values: NDArray[np.float64]) -> Tensor:
         return self._to_device(torch.from_numpy(np.ascontiguousarray(values, np.float32)))
