@@ -160,7 +160,7 @@ def test_follows_a_target(update: str) -> None:
         assert iou(estimate.box, _path(index)) > 0.5
         assert estimate.state is not TrackState.LOST
     assert estimate.heatmap is not None
-    assert estimate.heatmap.max() > 0.5
+    assert estimate.heatmap.max() > 0.3
 
 
 def test_first_frame_teaches_the_head_what_is_not_the_target() -> None:
