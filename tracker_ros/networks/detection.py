@@ -144,6 +144,8 @@ class GuidedDetector(nn.Module):
     head: nn.Module
     log_rates: nn.ParameterDict
     two_stage = False
+    #: Weight of a positive over a negative in the classification loss of a two-stage detector's first stage.
+    rpn_positive_weight = 1.0
     #: IoU from which a candidate is the target, and below which it is background; ignored in between.
     positive, negative = 0.5, 0.4
 

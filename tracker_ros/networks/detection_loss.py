@@ -182,8 +182,7 @@ def first_stage_loss(detector: GuidedDetector, found: Detections, targets: Tenso
     present = (targets[:, 2:] > 0).all(1)
     safe = torch.where(present[:, None], targets, targets.new_tensor([0.0, 0.0, 1.0, 1.0]))
     classes = torch.where(present[:, None], detector.match_rpn(safe), 0)
-    weight = float(detector.config.rpn_positive_weight)
-    loss = classification_loss(found.cls, classes, positive_weight=weight)
+    loss = classification_loss(found.cls, classes, positive_weight=detector.rpn_positive_weight)
     return loss + regression_loss(found.loc, detector.encode(safe[:, None], boxes[None]), classes)
 
 

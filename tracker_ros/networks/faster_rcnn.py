@@ -137,6 +137,7 @@ class FasterRCNN(GuidedDetector):
             features = 2 * channels
             self.layer4 = stage(Bottleneck, channels, features, 3, stride=2)
         self.head = RoIHead(features)
+        self.rpn_positive_weight = config.rpn_positive_weight
         self.start_rates(0.05, 0.005)
 
     def rpn_boxes(self, device: torch.device | None = None) -> Tensor:

@@ -319,7 +319,7 @@ class GuidedTracker(Tracker[GuidedTarget]):
                 zoom = math.exp(rng.normal(0.0, o.init_scale))
                 shift = rng.uniform(-o.init_shift, o.init_shift, 2) * math.sqrt(size.prod())
                 flip = bool(rng.random() < 0.5)
-            w = window(*(position + shift), extent * zoom, side)
+            w = _window(position + shift, extent * zoom, side)
             patch, target = self._crop(frame, w), _inside(w, position, size)
             if flip:
                 patch, target[0] = patch[:, ::-1], side - target[0]
@@ -356,7 +356,7 @@ class GuidedTracker(Tracker[GuidedTarget]):
                 lost = target.monitor.state is TrackState.LOST and o.redetect_windows > 0
                 for place in self._search_centers(target, width, height):
                     owners.append(i)
-                    windows.append(window(*place, self._search_side(target.size), net.config.search))
+                    windows.append(_window(place, self._search_side(target.size), net.config.search))
                     # A lost target can be anywhere in the region.
                     influence.append(0.0 if lost else o.window_influence)
             batch = self._upload([self._crop(frame, w) for w in windows])
@@ -499,7 +499,7 @@ class GuidedTracker(Tracker[GuidedTarget]):
 
     def _exemplar_window(self, position: NDArray[np.float64], size: NDArray[np.float64]) -> Window:
         config = self.network.config
-        return window(*position, config.exemplar_context * math.sqrt(size.prod()), config.exemplar)
+        return _window(position, config.exemplar_context * math.sqrt(size.prod()), config.exemplar)
 
     def _crop(self, frame: Frame, w: Window) -> NDArray[np.uint8]:
         """The pixels of a window, `output` a side; the image's border is replicated."""
@@ -518,6 +518,10 @@ class GuidedTracker(Tracker[GuidedTarget]):
 
     def _to_device(self, values: Tensor) -> Tensor:
         return values if self._torch_device.type == "cpu" else values.to(self._torch_device, non_blocking=True)
+
+
+def _window(center: NDArray[np.float64], side: float, output: int) -> Window:
+    return window(float(center[0]), float(center[1]), side, output)
 
 
 def _inside(w: Window, position: NDArray[np.float64], size: NDArray[np.float64]) -> NDArray[np.float64]:

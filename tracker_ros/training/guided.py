@@ -391,7 +391,7 @@ class GuidedTraining(Run):
             self.net.head.load_state_dict(self.conventional.state_dict())
             both = self.average
             assert isinstance(both, nn.ModuleDict)
-            both["net"].head.load_state_dict(both["conventional"].state_dict())
+            both["net"].get_submodule("head").load_state_dict(both["conventional"].state_dict())
             return result
         return super().train_step()
 
