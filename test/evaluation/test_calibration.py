@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 
 from tracker_ros.cli import main
-from tracker_ros.evaluation.calibration import Samples, auroc, best_threshold, calibrate, gather, quality
+from tracker_ros.evaluation.calibration import (
+    Samples,
+    auroc,
+    best_threshold,
+    calibrate,
+    chance_of_a_hit,
+    gather,
+    quality,
+)
 from tracker_ros.evaluation.sequences import load_sequence
 from tracker_ros.evaluation.specs import TrackerSpec
 from tracker_ros.trackers import registry
@@ -63,6 +71,19 @@ def test_thresholds_follow_from_the_cues() -> None:
     assert (new["good_hits"], new["good_misses"], new["bad_hits"], new["bad_misses"]) == (1, 0, 0, 0.9)
     assert new["false_regains"] == pytest.approx(2 / 101)
     assert "--set siamrpn.good_score=0.45" in report["set"]
+
+
+def test_scores_become_chances() -> None:
+    """Scores whose log-odds are twice and a half those of the chances that they were drawn with, and shifted."""
+    rng = np.random.default_rng(0)
+    odds = rng.normal(0.5, 2, 20000)
+    hit = rng.random(len(odds)) < 1 / (1 + np.exp(-odds))
+    score = 1 / (1 + np.exp(-(2.5 * odds + 1)))
+    fit = chance_of_a_hit(score, hit)
+    assert fit["scale"] == pytest.approx(1 / 2.5, abs=0.02)
+    assert fit["shift"] == pytest.approx(-1 / 2.5, abs=0.05)
+    apart = chance_of_a_hit(np.array([0.9] * 20 + [0.1] * 20), np.array([True] * 20 + [False] * 20))
+    assert 1 < apart["scale"] < 10, "finite, though nothing is doubtful"
 
 
 def test_without_misses_nothing_is_suggested() -> None:

@@ -157,8 +157,8 @@ def calibrate(spec: TrackerSpec, samples: Samples) -> dict[str, Any]:
     Returns:
         ``frames`` (``hits``, ``between``, ``misses``, ``absent`` of the misses, ``lost_absent``), ``cues`` (``auroc``,
         the chance that a hit's cue is better than a miss's; ``hits`` and ``misses`` with percentiles of each),
-        ``suggested`` and ``current`` (option -> value), ``quality`` (what comes of both, see `quality`) and ``set``
-        (the suggestion as arguments of ``evaluate``).
+        ``suggested`` and ``current`` (option -> value), ``quality`` (what comes of both, see `quality`), ``set`` (the
+        suggestion as arguments of ``evaluate``) and ``chance``: see `chance_of_a_hit`, None without hits or others.
     """
     score, overlap = np.array(samples.score), np.array(samples.overlap)
     hit, miss = overlap > HIT, overlap <= 0
@@ -203,6 +203,7 @@ def calibrate(spec: TrackerSpec, samples: Samples) -> dict[str, Any]:
         "quality": {
             "current": quality(samples, current, bad_name), "suggested": quality(samples, current | suggested, bad_name)
         },
+        "chance": chance_of_a_hit(score, hit) if hit.any() and not hit.all() else None,
         "set": " ".join(f"--set {spec.name}.{name}={value:g}" for name, value in suggested.items()),
     }  # fmt: skip
 
@@ -228,6 +229,26 @@ def quality(samples: Samples, options: Mapping[str, float], bad_name: str = "not
         parts["regain_hits"] = score[hit] >= options["regain_score"]
         parts["false_regains"] = np.array(samples.lost_scores) > options["regain_score"]
     return {name: float(part.mean()) if len(part) else math.nan for name, part in parts.items()}
+
+
+def chance_of_a_hit(score: Array, hit: NDArray[np.bool_]) -> dict[str, float]:
+    """Platt's scaling: ``scale`` and ``shift`` of the scores' log-odds that make scores the chance of a hit.
+
+    Fitted by Newton's method to N scores in ``[0, 1]`` and N flags, hits against all other frames; the slight pull
+    towards ``scale`` 1 and ``shift`` 0 keeps it finite where scores tell the two apart without error. The shift depends
+    on how many of the frames are hits.
+    """
+    odds = np.clip(score, 1e-4, 1 - 1e-4)
+    x = np.stack([np.log(odds / (1 - odds)), np.ones(len(odds))], 1)
+    first = np.array([1.0, 0.0])
+    weights = first
+    for _ in range(50):
+        chance = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
+        gradient = x.T @ (chance - hit) + (weights - first)
+        curvature = (x * (chance * (1 - chance))[:, None]).T @ x + np.eye(2)
+        step = np.linalg.solve(curvature, gradient)
+        weights = weights - step * min(1.0, 2.0 / float(np.abs(step).max() + 1e-12))
+    return {"scale": round(float(weights[0]), 3), "shift": round(float(weights[1]), 3)}
 
 
 def best_threshold(positives: Array, negatives: Array) -> float:
@@ -282,5 +303,11 @@ def text(report: Mapping[str, Any]) -> str:
         for name in own["quality"]["current"]:
             now, new = (own["quality"][kind][name] for kind in ("current", "suggested"))
             lines.append(f"  {name.replace('_', ' '):<22}{now:>8.3f}{new:>11.3f}")
-        lines += [f"  {own['set']}", ""]
+        lines.append(f"  {own['set']}")
+        if own["chance"] is not None:
+            lines.append(
+                f"  chance of a hit: log-odds of the score times {own['chance']['scale']:g} plus "
+                f"{own['chance']['shift']:g} (thresholds are for the score as it is now)"
+            )
+        lines.append("")
     return "\n".join(lines).rstrip()
