@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from tracker_ros.errors import WeightsError, WeightsMissing
@@ -91,7 +91,8 @@ def save(
         shared = {key: value for key, value in tensors.items() if key.startswith(_SHARED)}
         tensors = {key: value for key, value in tensors.items() if key not in shared}
         metadata |= {"backbone": backbone, "fingerprint": _fingerprint(shared)}
-    save_file(tensors, str(path), metadata=metadata)
+    # Written by Python, so that the file has the permissions that people expect; safetensors makes it private.
+    Path(path).write_bytes(to_bytes(tensors, metadata=metadata))
 
 
 #: What the keys of a shared backbone begin with.

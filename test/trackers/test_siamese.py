@@ -82,7 +82,7 @@ class Seeing(SiameseTracker):
 
 def _seeing(**options: Any) -> Seeing:
     preset = registry.get("siamban").options.replace(
-        device="cpu", precision="float32", size_rate=1.0, penalty=0.0, **options
+        device="cpu", precision="float32", size_rate=1.0, penalty=0.0, score_scale=1.0, score_shift=0.0, **options
     )
     return Seeing("siamban", preset, build("siamban"))  # type: ignore[arg-type]
 
@@ -453,3 +453,14 @@ def test_every_choice_of_network_has_a_builder() -> None:
         choices = type(options).__dataclass_fields__["network"].metadata["choices"]
         assert options.network in choices
         assert set(choices) <= set(known)
+
+
+def test_calibrated_scores_keep_their_order(frames: list[NDArray[np.uint8]]) -> None:
+    raw = _tracker("siamban", score_scale=1.0, score_shift=0.0)
+    shifted = _tracker("siamban", score_scale=0.5, score_shift=-1.0)
+    tensor = torch.tensor([[0.0, 0.1, 0.5, 0.9, 1.0]])
+    assert torch.equal(raw._calibrated(tensor), tensor)
+    found = shifted._calibrated(tensor)
+    assert bool((found.diff() > 0).all())
+    assert float(found[0, 2]) == pytest.approx(1 / (1 + np.e))
+    assert 0 < float(found[0, 0]) < float(found[0, 4]) < 1

@@ -76,6 +76,13 @@ class SiameseOptions(TrackerOptions):
         0.1, "overlap with the best proposal above which another one is the same object", low=0.0, high=1.0
     )
 
+    score_scale: float = option(
+        1.0,
+        "factor of the log-odds of the network's scores, so that a score is about the chance that the box is right",
+        low=0.01,
+        high=100.0,
+    )
+    score_shift: float = option(0.0, "what is added to the scaled log-odds", low=-100.0, high=100.0)
     not_found_threshold: float = option(0.3, "score below which the target is not found in a frame", low=0.0, high=1.0)
     good_score: float = option(0.6, "score of a frame in which the target is surely seen", low=0.0, high=1.0)
     regain_score: float = option(0.8, "score that a lost target must reach to be regained", low=0.0, high=1.0)
@@ -339,12 +346,13 @@ class SiameseTracker(Tracker[SiameseTarget]):
             batch = self._upload(crops)
         response, cells = self.respond(batch, gather([targets[i].template for i in owners]))
         with self.timer.stage("select"):
+            response = response._replace(scores=self._calibrated(response.scores.nan_to_num(0.0)))
             sizes = np.stack([targets[i].size / scale for i, scale in zip(owners, scales, strict=True)])
             found = select(response, self._tensor(sizes), self._tensor(np.array(influence)), self._cosine(cells), o)
             numbers = torch.stack([found.score, found.rate, found.second, found.focus], 1)
             parts = [numbers, found.box]
             if o.heatmap:
-                parts.append(response.scores.nan_to_num(0.0).unflatten(1, (-1, cells * cells)).amax(1))
+                parts.append(response.scores.unflatten(1, (-1, cells * cells)).amax(1))
             host = torch.cat(parts, 1).double().cpu().numpy()  # the frame's one transfer back
         estimates = []
         for i, target in enumerate(targets):
@@ -353,6 +361,13 @@ class SiameseTracker(Tracker[SiameseTarget]):
             moved = np.concatenate([origins[best] + host[best, 4:6] * scales[best], host[best, 6:8] * scales[best]])
             estimates.append(self._conclude(target, windows[best], moved, host[best], cells, width, height))
         return estimates
+
+    def _calibrated(self, scores: Tensor) -> Tensor:
+        """Scores whose log-odds are scaled and shifted as the options say; the order stays."""
+        o = self.options
+        if o.score_scale == 1.0 and o.score_shift == 0.0:
+            return scores
+        return torch.sigmoid(o.score_scale * torch.logit(scores, eps=1e-7) + o.score_shift)
 
     def _search_centers(self, target: SiameseTarget, side: float, width: int, height: int) -> list[NDArray[np.float64]]:
         """Where to look: around the target; for a lost one also at the next places of a scan over the whole image."""

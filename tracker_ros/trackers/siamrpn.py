@@ -8,7 +8,7 @@ what a frame goes through.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
 import numpy as np
@@ -48,8 +48,8 @@ PRESETS: dict[str, SiamRPNOptions] = {
     "siamrpn": SiamRPNOptions(penalty=0.1, window_influence=0.4, size_rate=0.35),
     "siamrpnpp": SiamRPNOptions(network="siamrpnpp18"),
     "siamrpn_alex_dw": _PUBLISHED,
-    "siamrpn_alex_up": _PUBLISHED.replace(network="siamrpn_alex_up"),
-    "siamrpn_big_up": _PUBLISHED.replace(network="siamrpn_big_up"),
+    "siamrpn_alex_up": replace(_PUBLISHED, network="siamrpn_alex_up"),
+    "siamrpn_big_up": replace(_PUBLISHED, network="siamrpn_big_up"),
     "siamrpnpp_r50": SiamRPNOptions(network="siamrpnpp_r50", penalty=0.05, window_influence=0.42, size_rate=0.38),
 }
 

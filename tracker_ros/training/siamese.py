@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +25,9 @@ from tracker_ros import weights
 from tracker_ros.geometry.anchors import anchor_shapes, anchors, decode_anchors, decode_points, overlap, points
 from tracker_ros.networks.backbones import BACKBONE18, SharedBackbone
 from tracker_ros.networks.correlation import DepthwiseBranch, UpChannelBranch, correlate_depthwise, correlate_up_channel
-from tracker_ros.networks.siamban import SiamBANNet
+from tracker_ros.networks.siamban import BoxHead, SiamBANNet
 from tracker_ros.networks.siamese import STRIDE, Kernels, Maps, SiameseNet, central, mix
-from tracker_ros.networks.siamrpn import SiamRPNNet
+from tracker_ros.networks.siamrpn import RPNHead, SiamRPNNet
 from tracker_ros.training import replay
 from tracker_ros.training.data import ImagePool
 from tracker_ros.training.inputs import read_pools, require
@@ -204,17 +205,19 @@ class SiameseTraining(Run):
     def kernels(self, net: SiamRPNNet | SiamBANNet, levels: list[Tensor]) -> Kernels:
         """Correlation kernels of templates."""
         maps = [central(level).float() for level in levels]
+        heads: Sequence[RPNHead | BoxHead] = net.levels
         with self.autocast():
-            cls = [head.cls.kernel(level).float() for head, level in zip(net.levels, maps, strict=True)]
-            loc = [head.loc.kernel(level).float() for head, level in zip(net.levels, maps, strict=True)]
+            cls = [head.cls.kernel(level).float() for head, level in zip(heads, maps, strict=True)]
+            loc = [head.loc.kernel(level).float() for head, level in zip(heads, maps, strict=True)]
         return Kernels(torch.stack(cls, 1), torch.stack(loc, 1))
 
     def respond(self, net: SiamRPNNet | SiamBANNet, levels: list[Tensor], kernels: Kernels, pairs: Comparison) -> Maps:
         """Class logits of all comparisons, Px2xN, and location of those with a template of their own, Bx4xN."""
         own = slice(pairs.own)
         cls, loc = [], []
+        heads: Sequence[RPNHead | BoxHead] = net.levels
         with self.autocast():
-            for i, (head, level) in enumerate(zip(net.levels, levels, strict=True)):
+            for i, (head, level) in enumerate(zip(heads, levels, strict=True)):
                 cls.append(branch(head.cls, level, kernels.cls[:, i], pairs.kernel, pairs.level))
                 loc.append(branch(head.loc, level, kernels.loc[:, i], pairs.kernel[own], pairs.level[own]))
         if isinstance(net, SiamRPNNet):
@@ -335,7 +338,7 @@ class _Correlation(torch.autograd.Function):
         return correlate_depthwise(search, kernels)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         search, kernels = ctx.saved_tensors
         gradient = gradient.contiguous()
         margin = kernels.shape[-1] - 1
