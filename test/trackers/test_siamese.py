@@ -389,8 +389,9 @@ def test_siamrn_ablations_change_what_they_name(frames: list[NDArray[np.uint8]])
 
 
 def _settings(tracker: Any) -> dict[str, float]:
-    """The numbers by which SiamBAN's and SiamRN's published settings differ."""
-    return {name: getattr(tracker.options, name) for name in ("penalty", "window_influence", "size_rate")}
+    """The numbers by which SiamBAN's and SiamRN's settings differ."""
+    names = ("penalty", "window_influence", "size_rate", "score_scale", "score_shift")
+    return {name: getattr(tracker.options, name) for name in names}
 
 
 @pytest.mark.parametrize("kind", ["refined", "product", "matching"])
