@@ -41,7 +41,7 @@ SIAMRPN_BIG_UP = SiamRPNConfig(ALEXNET_BIG)
 SIAMRPN_ALEX_DW = SiamRPNConfig(ALEXNET, hidden=256)
 SIAMRPNPP_R50 = SiamRPNConfig(DILATED_RESNET50, neck=256, hidden=256)
 #: Compact presets on the shared backbone.
-SIAMRPN18 = SiamRPNConfig(SharedBackboneConfig(stages=(3,)), neck=64)
+SIAMRPN18 = SiamRPNConfig(SharedBackboneConfig(stages=(3,)), neck=128, hidden=128)
 SIAMRPNPP18 = SiamRPNConfig(SharedBackboneConfig(), neck=128, hidden=128)
 
 

@@ -21,7 +21,7 @@ from tracker_ros.networks.clnet import CLNet as CLNetNetwork
 from tracker_ros.networks.siamese import Kernels, SiameseNet
 from tracker_ros.trackers.base import Frame, TrackerOptions, option
 from tracker_ros.trackers.siamese import SiameseOptions
-from tracker_ros.trackers.siamrpn import AnchorTracker
+from tracker_ros.trackers.siamrpn import COMPACT, AnchorTracker
 
 #: Anchors with a larger overlap that were not drawn as positive samples count as negative ones.
 NEGATIVE_ABOVE = 0.3
@@ -46,7 +46,7 @@ class CLNetOptions(SiameseOptions):
 
 
 #: The compact network's settings, and the published ones.
-PRESETS: dict[str, CLNetOptions] = {"clnet": CLNetOptions(), "clnet_r50": CLNetOptions(network="clnet_r50")}
+PRESETS: dict[str, CLNetOptions] = {"clnet": CLNetOptions(**COMPACT), "clnet_r50": CLNetOptions(network="clnet_r50")}
 
 
 class CLNet(AnchorTracker):

@@ -32,7 +32,7 @@ class SiamBANOptions(SiameseOptions):
 
 #: The compact network's settings, and the published ones.
 PRESETS: dict[str, SiamBANOptions] = {
-    "siamban": SiamBANOptions(score_scale=0.6, score_shift=-1.2),
+    "siamban": SiamBANOptions(score_scale=0.6, score_shift=-0.6),
     "siamban_r50": SiamBANOptions(network="siamban_r50"),
 }
 

@@ -66,7 +66,10 @@ class SiamRNOptions(SiameseOptions):
 
 
 #: The compact network's settings, and the published ones.
-PRESETS: dict[str, SiamRNOptions] = {"siamrn": SiamRNOptions(), "siamrn_r50": SiamRNOptions(network="siamrn_r50")}
+PRESETS: dict[str, SiamRNOptions] = {
+    "siamrn": SiamRNOptions(score_scale=0.6, score_shift=0.4),
+    "siamrn_r50": SiamRNOptions(network="siamrn_r50"),
+}
 
 
 class PlainTemplate(NamedTuple):

@@ -361,7 +361,36 @@ def build(args: argparse.Namespace) -> SiameseTraining:
     assert isinstance(net, SiamRPNNet | SiamBANNet)
     weights.load_backbone(net.backbone, BACKBONE18)
     start_heads(net)
+    if args.base is not None:
+        take_level(net, args.base)
     return SiameseTraining(name, net, pool, held_out, args.out, options)
+
+
+def take_level(net: SiamRPNNet | SiamBANNet, file: Path) -> None:
+    """Start a network of one level as the last level, of the same shape, of a trained SiamRPN++.
+
+    Args:
+        net: SiamRPN with depth-wise correlation on stage 3.
+        file: weights of `siamrpnpp18`.
+
+    Raises:
+        WeightsError: the file is not of that network, or `net` has levels or channels of its own.
+    """
+    base = weights.builders()["siamrpnpp18"]()
+    weights.load(file, base, "siamrpnpp18")
+    assert isinstance(base, SiamRPNNet)
+    own = net.state_dict()
+    last = len(base.levels) - 1
+    taken = {
+        key.replace(f"{part}.{last}.", f"{part}.0."): value
+        for part in ("neck", "heads")
+        for key, value in base.state_dict().items()
+        if key.startswith(f"{part}.{last}.")
+    }
+    rest = {key for key in own if not key.startswith("backbone.")} - taken.keys()
+    if rest or any(own[key].shape != value.shape for key, value in taken.items()):
+        raise weights.WeightsError(f"{file} cannot start this network: it has no level of the same shape")
+    net.load_state_dict(taken, strict=False)
 
 
 def start_heads(net: SiamRPNNet | SiamBANNet) -> None:
