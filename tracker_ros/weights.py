@@ -126,8 +126,8 @@ def _read(path: Path, network: str) -> tuple[dict[str, str], dict[str, Tensor]]:
         way = f"give a .safetensors file, or put {network}.safetensors into {models_directory()}"
         if network in CONVERTERS:
             way = (
-                "give a .safetensors file, or import a published checkpoint with 'tracker_ros import-weights CHECKPOINT "
-                f"--tracker {network} --out {network}.safetensors'"
+                "give a .safetensors file, or import a published checkpoint with "
+                f"'tracker_ros import-weights CHECKPOINT --tracker {network} --out {network}.safetensors'"
             )
         raise WeightsMissing(f"weights missing: {path} does not exist; {way}")
     try:
