@@ -363,11 +363,12 @@ class SiameseTracker(Tracker[SiameseTarget]):
         return estimates
 
     def _calibrated(self, scores: Tensor) -> Tensor:
-        """Scores whose log-odds are scaled and shifted as the options say; the order stays."""
+        """Scores whose log-odds are scaled and shifted as the options say; the order stays, and zero stays zero."""
         o = self.options
         if o.score_scale == 1.0 and o.score_shift == 0.0:
             return scores
-        return torch.sigmoid(o.score_scale * torch.logit(scores, eps=1e-7) + o.score_shift)
+        found = torch.sigmoid(o.score_scale * torch.logit(scores, eps=1e-7) + o.score_shift)
+        return torch.where(scores > 0, found, scores)
 
     def _search_centers(self, target: SiameseTarget, side: float, width: int, height: int) -> list[NDArray[np.float64]]:
         """Where to look: around the target; for a lost one also at the next places of a scan over the whole image."""

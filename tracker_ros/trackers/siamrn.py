@@ -42,9 +42,10 @@ class SiamRNOptions(SiameseOptions):
     )
     scores: str = option(
         "refined",
-        "ablation: refined: class scores of the scaled features, as in the paper; product: class times matching score, "
-        "without the refinement module; matching: the relation detector alone; class: without the relation detector",
-        choices=("refined", "product", "matching", "class"),
+        "refined: class scores of the scaled features, as in the paper; blend: geometric mean of the odds before and "
+        "after refinement. For ablation: product: class times matching score, without the refinement module; "
+        "matching: the relation detector alone; class: without the relation detector",
+        choices=("refined", "blend", "product", "matching", "class"),
     )
     global_detector: bool = option(True, "ablation: use the relation detector's global detector")
     local_detector: bool = option(True, "ablation: use the relation detector's local detector")
@@ -67,7 +68,7 @@ class SiamRNOptions(SiameseOptions):
 
 #: The compact network's settings, and the published ones.
 PRESETS: dict[str, SiamRNOptions] = {
-    "siamrn": SiamRNOptions(score_scale=0.6, score_shift=0.4),
+    "siamrn": SiamRNOptions(scores="blend", score_scale=0.6, score_shift=-0.2),
     "siamrn_r50": SiamRNOptions(network="siamrn_r50"),
 }
 
@@ -119,7 +120,7 @@ class SiamRN(PointTracker):
         count, kind = boxes.shape[1], self.options.scores
         few = 0 < self.options.top_k < count
         first: Tensor | None = None
-        if few or kind in ("product", "class"):
+        if few or kind in ("blend", "product", "class"):
             with self.timer.stage("head"):
                 first = net.classify([maps[..., None] for maps in correlations]).softmax(1)[:, 1]
         if kind == "class":
@@ -140,9 +141,13 @@ class SiamRN(PointTracker):
             else:
                 matching = self.relation.match(features, cast(RelationTemplate, template), self._clip(chosen))
         with self.timer.stage("head"):
-            if kind == "refined":
+            if kind in ("refined", "blend"):
                 logits = net.classify([(maps * matching[:, None])[..., None] for maps in correlations])
                 scores = logits.softmax(1)[:, 1]
+                if kind == "blend":
+                    assert first is not None
+                    odds = torch.logit(scores, eps=1e-7) + torch.logit(first, eps=1e-7)
+                    scores = torch.sigmoid(odds / 2)
             elif kind == "product":
                 assert first is not None
                 scores = first * matching
