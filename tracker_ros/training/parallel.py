@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,6 +76,10 @@ def joined(device: str) -> Iterator[Ranks]:
         raise
     # After an error there is no orderly farewell, which would wait for the others: that this process ends is what ends
     # their next exchange with an error, and what makes torchrun stop those that do not notice.
+    distributed.barrier()
+    # A run and what wraps its losses refer to each other: left to the interpreter's end, the wrapper would keep the
+    # group's threads beyond the group, and ending them then can abort the process.
+    gc.collect()
     distributed.destroy_process_group()
 
 
