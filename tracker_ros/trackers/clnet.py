@@ -79,7 +79,7 @@ class CLNet(AnchorTracker):
                 self._window(p, self._search_side(s), self.options.search_size)
                 for p, s in zip(positions, sizes, strict=True)
             ]
-            crops = self._upload([self._crop(frame, w, fill) for w in windows])
+            crops = self._upload([self._crop(frame, w, self._beyond(fill)) for w in windows])
         with self.timer.stage("backbone"):
             features = self.network.features(crops)
         with self.timer.stage("adjust"):

@@ -12,12 +12,11 @@ back; everything between upload and transfer runs on the device, for all targets
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
@@ -25,18 +24,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tracker_ros import weights
 from tracker_ros.geometry.boxes import Box
 from tracker_ros.geometry.crops import Window, cut, window
 from tracker_ros.geometry.scan import scan_places
-from tracker_ros.networks.dimp import DIMP18, DIMP50, STRIDE, BackboneFeatures, DiMPConfig, DiMPNet
+from tracker_ros.networks.dimp import STRIDE, BackboneFeatures, DiMPNet
 from tracker_ros.networks.filter_optimizer import apply_filter
-from tracker_ros.networks.inference import choose_device, choose_dtype, prepare
 from tracker_ros.networks.iou_net import BoxRefiner, IoUFeatures, Modulation
 from tracker_ros.networks.resnet import normalise
 from tracker_ros.trackers.appearance import ColourModel
-from tracker_ros.trackers.base import Estimate, Frame, InvalidOption, Tracker, TrackerOptions, TrackState, option
-from tracker_ros.trackers.profile import NULL_TIMER, NullTimer
+from tracker_ros.trackers.base import Estimate, Frame, InvalidOption, TrackerOptions, TrackState, option
+from tracker_ros.trackers.deep import NetworkOptions, NetworkTracker
 from tracker_ros.trackers.state import ConfidenceMonitor, ConfidenceThresholds, Cues
 
 #: Outcomes of `localize`, in the order of their codes.
@@ -57,15 +54,10 @@ _COLOUR_RATE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiMPOptions(TrackerOptions):
+class DiMPOptions(NetworkOptions):
     """Options of DiMP. The defaults are the published settings of DiMP-18 and DiMP-50."""
 
     network: str = option("dimp18", "architecture of the network", choices=("dimp18", "dimp50"))
-    precision: str = option(
-        "auto",
-        "arithmetic of the convolutions: auto (bfloat16 where the CPU has it, float16 on CUDA), or the one named",
-        choices=("auto", "float32", "bfloat16", "float16"),
-    )
     optimizer: str = option(
         "steepest",
         "how the filter is learned: steepest descent; gradient descent of a fixed step length; none: the initializer's "
@@ -136,7 +128,6 @@ class DiMPOptions(TrackerOptions):
 
 
 PRESETS: dict[str, DiMPOptions] = {"dimp18": DiMPOptions(), "dimp50": DiMPOptions(network="dimp50")}
-NETWORKS: dict[str, DiMPConfig] = {"dimp18": DIMP18, "dimp50": DIMP50}
 
 
 class RandomDraws:
@@ -326,7 +317,7 @@ def localize(scores: Tensor, previous: Tensor, target: Tensor, options: DiMPOpti
     )
 
 
-class DiMP(Tracker[DiMPTarget]):
+class DiMP(NetworkTracker[DiMPTarget]):
     """DiMP tracker.
 
     Args:
@@ -344,20 +335,8 @@ class DiMP(Tracker[DiMPTarget]):
 
     def __init__(self, name: str, options: DiMPOptions, network: DiMPNet | None = None) -> None:
         super().__init__(name, options)
-        device = choose_device(options.device)
-        if network is None:
-            network = DiMPNet(NETWORKS[options.network])
-            weights.load(options.weights or weights.shipped(options.network), network, options.network)
-        else:
-            network = copy.deepcopy(network)
-        self.device = str(device)
-        self._torch_device = device
-        self._dtype = choose_dtype(options.precision, device)
-        self.network = prepare(network, device)
-        for module in self.network.convolutions():
-            module.to(self._dtype)
+        self.network = cast(DiMPNet, self.load(network))
         self._refiner = BoxRefiner(self.network.iou_net)
-        self.timer: NullTimer = NULL_TIMER
         self._half_pixel = 0.0 if options.compat == "off" else 0.5
 
     # --- first frame ---------------------------------------------------------------------------------------------
@@ -734,12 +713,6 @@ class DiMP(Tracker[DiMPTarget]):
 
     def _extract(self, crops: Tensor) -> BackboneFeatures:
         return self.network.extract(normalise(crops).to(self._dtype, memory_format=torch.channels_last))
-
-    def _tensor(self, values: NDArray[np.float64]) -> Tensor:
-        return self._to_device(torch.from_numpy(np.ascontiguousarray(values, np.float32)))
-
-    def _to_device(self, values: Tensor) -> Tensor:
-        return values if self._torch_device.type == "cpu" else values.to(self._torch_device, non_blocking=True)
 
 
 def _geometry(windows: Sequence[Window], targets: Sequence[DiMPTarget]) -> NDArray[np.float64]:

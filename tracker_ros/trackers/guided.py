@@ -13,32 +13,27 @@ select - one transfer back, for all targets at once; then the updates that are d
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tracker_ros import weights
 from tracker_ros.geometry.anchors import overall_size, overlap
-from tracker_ros.geometry.boxes import MIN_SIDE, Box
-from tracker_ros.geometry.crops import Window, cut, window
+from tracker_ros.geometry.boxes import Box
+from tracker_ros.geometry.crops import Window, window
 from tracker_ros.geometry.detection import cosine_window
-from tracker_ros.geometry.scan import scan_places
 from tracker_ros.networks.adaptation import adapt, anchored_update, call, head_parameters
 from tracker_ros.networks.detection import Candidates, Detections, GuidedDetector
 from tracker_ros.networks.detection_loss import Samples, around, concatenate, make_samples, support_loss
-from tracker_ros.networks.inference import choose_device, choose_dtype, prepare
-from tracker_ros.trackers.base import Estimate, Frame, Tracker, TrackerOptions, TrackState, option
-from tracker_ros.trackers.profile import NULL_TIMER, NullTimer
-from tracker_ros.trackers.state import ConfidenceMonitor, ConfidenceThresholds, Cues
+from tracker_ros.trackers.base import Estimate, Frame, TrackerOptions, TrackState, option
+from tracker_ros.trackers.deep import Best, SearchOptions, SearchTarget, SearchTracker
+from tracker_ros.trackers.state import ConfidenceMonitor
 
 #: Cells a side of the heatmap.
 _HEATMAP_CELLS = 16
@@ -47,7 +42,7 @@ _EXTRA_BOXES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuidedOptions(TrackerOptions):
+class GuidedOptions(SearchOptions):
     """Options of the guided detectors.
 
     The paper's ablations are options too: ``update=maml`` is "no anchored updating", ``adapt_regression=false`` "no
@@ -59,11 +54,6 @@ class GuidedOptions(TrackerOptions):
         "guided_ssd18",
         "architecture of the network",
         choices=("guided_ssd18", "guided_ssd18_single", "guided_frcnn18", "guided_ssd_vgg16", "guided_frcnn_r50"),
-    )
-    precision: str = option(
-        "auto",
-        "arithmetic of the backbone: auto (bfloat16 where the CPU has it, float16 on CUDA), or the one named",
-        choices=("auto", "float32", "bfloat16", "float16"),
     )
     update: str = option(
         "maml_anchored",
@@ -91,19 +81,6 @@ class GuidedOptions(TrackerOptions):
     window_influence: float = option(0.3, "share of the cosine window in the ranking", low=0.0, high=1.0)
     penalty_scale: float = option(0.55, "sigma of the penalty of changes of size and ratio", low=0.01, high=100.0)
     size_rate: float = option(0.275, "how fast the size follows", low=0.0, high=1.0)
-    suppression_overlap: float = option(
-        0.1, "overlap with the best box above which another one is the same object", low=0.0, high=1.0
-    )
-
-    not_found_threshold: float = option(0.3, "score below which the target is not found in a frame", low=0.0, high=1.0)
-    good_score: float = option(0.6, "score of a frame in which the target is surely seen", low=0.0, high=1.0)
-    regain_score: float = option(0.8, "score that a lost target must reach to be regained", low=0.0, high=1.0)
-    distractor_threshold: float = option(0.9, "second peak over first: the two are in doubt", low=0.0, high=1.0)
-    min_sharpness: float = option(0.1, "share of the response in the peak below which it is flat", low=0.0, high=1.0)
-    lost_after: int = option(5, "frames without the target until it is lost", low=1, high=300)
-    redetect_windows: int = option(
-        2, "windows searched a frame while the target is lost; 0: its last place only", low=0, high=16
-    )
 
 
 PRESETS: dict[str, GuidedOptions] = {
@@ -115,39 +92,27 @@ PRESETS: dict[str, GuidedOptions] = {
 }
 
 
-@dataclass
-class GuidedTarget:
+@dataclass(kw_only=True)
+class GuidedTarget(SearchTarget):
     """Everything that a guided detector knows of one target.
 
     Attributes:
-        position: centre (x, y), continuous image pixels.
-        size: width and height, pixels.
         guidance: D, what the exemplar tells the detector.
         parameters: of the target's own head, theta_t.
         anchor: those that the first frame left, theta_0 of eq. 4; the same for the whole track.
-        monitor: its state machine.
         memory: samples of frames that surely showed the target, one crop each, newest last.
         fresh: samples since the last update.
         frame_number: frames seen; the first is 1.
         updates: updates made since the first frame.
-        scan: windows of a lost target's search that were already looked at.
-        candidate: a lost target is being confirmed at `position`.
-        last_seen: position and size when it was last seen, to which a failed candidate returns.
     """
 
-    position: NDArray[np.float64]
-    size: NDArray[np.float64]
     guidance: Tensor
     parameters: dict[str, Tensor]
     anchor: dict[str, Tensor]
-    monitor: ConfidenceMonitor
     memory: deque[Samples] = field(default_factory=deque)
     fresh: int = 0
     frame_number: int = 1
     updates: int = 0
-    scan: int = 0
-    candidate: bool = False
-    last_seen: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 
 
 class Selection(NamedTuple):
@@ -231,7 +196,7 @@ def response_map(scores: Tensor, boxes: Tensor, side: float, cells: int = _HEATM
     return grid.unflatten(1, (-1, cells))
 
 
-class GuidedTracker(Tracker[GuidedTarget]):
+class GuidedTracker(SearchTracker[GuidedTarget]):
     """A guided detector as a tracker.
 
     Args:
@@ -249,21 +214,10 @@ class GuidedTracker(Tracker[GuidedTarget]):
 
     def __init__(self, name: str, options: GuidedOptions, network: GuidedDetector | None = None) -> None:
         super().__init__(name, options)
-        if network is None:
-            built = weights.builders()[options.network]()
-            weights.load(options.weights or weights.shipped(options.network), built, options.network)
-            assert isinstance(built, GuidedDetector)
-            network = built
-        device = choose_device(options.device)
-        self.device = str(device)
-        self._torch_device = device
-        self.network = prepare(copy.deepcopy(network), device)
-        for module in self.network.convolutions():
-            module.to(choose_dtype(options.precision, device))
+        self.network = cast(GuidedDetector, self.load(network))
         self._theta = {name: value.detach() for name, value in head_parameters(self.network.head).items()}
         self._rates = {name: float(rate) for name, rate in self.network.inner_rates(options.inner_rate).items()}
         self._regression = 1.0 if options.adapt_regression else 0.0
-        self.timer: NullTimer = NULL_TIMER
 
     # --- first frame ---------------------------------------------------------------------------------------------
 
@@ -278,7 +232,7 @@ class GuidedTracker(Tracker[GuidedTarget]):
         position, size = np.array(box.center), np.array([box.w, box.h])
         with self.timer.stage("crop"):
             exemplar = self._exemplar_window(position, size)
-            image = self._upload([self._crop(frame, exemplar)])
+            image = self._pixels([self._crop(frame, exemplar)])
             inside = self._tensor(_inside(exemplar, position, size)[None])
         with self.timer.stage("backbone"):
             guidance = net.embed(image, inside)
@@ -295,13 +249,13 @@ class GuidedTracker(Tracker[GuidedTarget]):
                 loss = support_loss(net.head, make_samples(net, candidates, targets), self._regression)
                 theta = adapt(loss, theta, self._rates, o.init_iterations, limit=o.gradient_limit)
         return GuidedTarget(
-            position,
-            size,
-            guidance[0],
-            theta,
-            theta,
-            ConfidenceMonitor(self._thresholds()),
-            deque(maxlen=o.memory_size),
+            position=position,
+            size=size,
+            guidance=guidance[0],
+            parameters=theta,
+            anchor=theta,
+            monitor=ConfidenceMonitor(o.thresholds()),
+            memory=deque(maxlen=o.memory_size),
         )
 
     def _augment(self, frame: Frame, position: NDArray[np.float64], size: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
@@ -325,18 +279,7 @@ class GuidedTracker(Tracker[GuidedTarget]):
                 patch, target[0] = patch[:, ::-1], side - target[0]
             crops.append(patch)
             targets.append(target)
-        return self._upload(crops), self._tensor(np.stack(targets))
-
-    def _thresholds(self) -> ConfidenceThresholds:
-        o = self.options
-        return ConfidenceThresholds(
-            good_score=o.good_score,
-            bad_score=o.not_found_threshold,
-            max_distractor=o.distractor_threshold,
-            min_sharpness=o.min_sharpness,
-            regain_score=o.regain_score,
-            lost_after=float(o.lost_after),
-        )
+        return self._pixels(crops), self._tensor(np.stack(targets))
 
     # --- later frames --------------------------------------------------------------------------------------------
 
@@ -353,13 +296,13 @@ class GuidedTracker(Tracker[GuidedTarget]):
         with self.timer.stage("crop"):
             for i, target in enumerate(targets):
                 target.frame_number += 1
-                lost = target.monitor.state is TrackState.LOST and o.redetect_windows > 0
-                for place in self._search_centers(target, width, height):
+                side = self._search_side(target.size)
+                for place in self._search_centers(target, side, width, height):
                     owners.append(i)
-                    windows.append(_window(place, self._search_side(target.size), net.config.search))
+                    windows.append(_window(place, side, net.config.search))
                     # A lost target can be anywhere in the region.
-                    influence.append(0.0 if lost else o.window_influence)
-            batch = self._upload([self._crop(frame, w) for w in windows])
+                    influence.append(0.0 if target.lost and o.redetect_windows else o.window_influence)
+            batch = self._pixels([self._crop(frame, w) for w in windows])
         with self.timer.stage("backbone"):
             maps = net.features(batch)
         with self.timer.stage("guide"):
@@ -368,20 +311,20 @@ class GuidedTracker(Tracker[GuidedTarget]):
         with self.timer.stage("head"):
             found = self._detect(candidates, [targets[i] for i in owners])
         with self.timer.stage("select"):
-            side = float(net.config.search)
+            extent = float(net.config.search)
             scores = (found.scores.float() * candidates.valid).nan_to_num(0.0)
             boxes = net.decode(found.loc.float(), candidates.boxes)
             sizes = np.stack([targets[i].size / w.scale for i, w in zip(owners, windows, strict=True)])
-            best = select(scores, boxes, self._tensor(sizes), self._tensor(np.array(influence)), side, o)
+            best = select(scores, boxes, self._tensor(sizes), self._tensor(np.array(influence)), extent, o)
             parts = [torch.stack([best.score, best.second, best.focus], 1), best.box]
             if o.heatmap:
-                parts.append(response_map(scores, boxes, side).flatten(1))
+                parts.append(response_map(scores, boxes, extent).flatten(1))
             host = torch.cat(parts, 1).double().cpu().numpy()  # the frame's one transfer back
         estimates = []
         for i, target in enumerate(targets):
             rows = [r for r, owner in enumerate(owners) if owner == i]
             row = max(rows, key=lambda r: float(host[r, 0]))
-            estimates.append(self._conclude(target, windows[row], host[row], width, height))
+            estimates.append(self._conclude(target, windows[row], host[row], (width, height)))
             if o.update != "none" and self._confident(target, estimates[-1]):
                 self._remember(target, [part[row : row + 1] for part in guided], windows[row])
         with self.timer.stage("update"):
@@ -407,52 +350,14 @@ class GuidedTracker(Tracker[GuidedTarget]):
             return parts[0]
         return Detections(torch.cat([part.cls for part in parts]), torch.cat([part.loc for part in parts]))
 
-    def _search_centers(self, target: GuidedTarget, width: int, height: int) -> list[NDArray[np.float64]]:
-        """Where to look: around the target; for a lost one also at the next places of a scan over the whole image."""
-        centers = [target.position]
-        count = self.options.redetect_windows
-        if target.monitor.state is not TrackState.LOST or target.candidate or not count:
-            return centers
-        side = self._search_side(target.size)
-        places = scan_places(width, height, side, float(target.size.max()), target.position)
-        for _ in range(min(count, len(places))):
-            centers.append(places[target.scan % len(places)])
-            target.scan += 1
-        return centers
-
-    def _conclude(self, target: GuidedTarget, w: Window, row: NDArray[np.float64], width: int, height: int) -> Estimate:
+    def _conclude(self, target: GuidedTarget, w: Window, row: NDArray[np.float64], image: tuple[int, int]) -> Estimate:
         """Move the target to the box found in one window, and decide its state."""
-        o = self.options
         score, second, focus = (float(v) for v in row[:3])
-        box = row[3:7]
-        was_lost = target.monitor.state is TrackState.LOST
-        if was_lost and not target.candidate:
-            target.last_seen = (target.position, target.size)
-        needed = o.regain_score if was_lost else o.not_found_threshold
-        if score >= needed and np.isfinite(box).all():
-            extent = np.array([width, height], float)
-            target.position = np.clip(np.array([w.x, w.y]) + box[:2] * w.scale, 0, extent)
-            size = target.size + o.size_rate * (box[2:] * w.scale - target.size)
-            target.size = np.clip(size, MIN_SIDE, np.maximum(extent, MIN_SIDE))
-            target.candidate = was_lost
-        elif target.candidate and target.last_seen is not None:
-            # The candidate did not hold: go on looking where the target was last seen.
-            target.position, target.size = target.last_seen
-            target.candidate = False
-        cues = Cues(
-            score=float(np.clip(score, 0, 1)),
-            distractor=float(np.clip(second / score, 0, 1)) if score > 0 else 1.0,
-            sharpness=float(np.clip(focus, 0, 1)),
-        )
-        state = target.monitor.update(cues)
-        if state is not TrackState.LOST:
-            target.candidate = False
+        box = np.concatenate([np.array([w.x, w.y]) + row[3:5] * w.scale, row[5:7] * w.scale])
         heatmap = None
-        if o.heatmap:
+        if self.options.heatmap:
             heatmap = np.clip(row[7:].reshape(_HEATMAP_CELLS, -1), 0, 1).astype(np.float32)
-        named = {"peak": score, "second_peak": second, "distractor": cues.distractor, "sharpness": cues.sharpness}
-        estimate_box = Box.from_center(*map(float, target.position), *map(float, target.size))
-        return Estimate(estimate_box, cues.score, state, w.box, heatmap, named)
+        return self._settle(target, Best(box, score, self.options.size_rate, second, focus), image, w.box, heatmap)
 
     # --- online learning -----------------------------------------------------------------------------------------
 
@@ -500,24 +405,6 @@ class GuidedTracker(Tracker[GuidedTarget]):
     def _exemplar_window(self, position: NDArray[np.float64], size: NDArray[np.float64]) -> Window:
         config = self.network.config
         return _window(position, config.exemplar_context * math.sqrt(size.prod()), config.exemplar)
-
-    def _crop(self, frame: Frame, w: Window) -> NDArray[np.uint8]:
-        """The pixels of a window, `output` a side; the image's border is replicated."""
-        patch = cut(frame, w)
-        if w.size == w.output:
-            return patch
-        return np.asarray(cv2.resize(patch, (w.output, w.output)), np.uint8)
-
-    def _upload(self, crops: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """BGR crops to the device, Bx3xSxS uint8."""
-        stacked = crops[0][None] if len(crops) == 1 else np.stack(crops)
-        return self._to_device(torch.from_numpy(np.ascontiguousarray(stacked))).permute(0, 3, 1, 2)
-
-    def _tensor(self, values: NDArray[np.float64]) -> Tensor:
-        return self._to_device(torch.from_numpy(np.ascontiguousarray(values, np.float32)))
-
-    def _to_device(self, values: Tensor) -> Tensor:
-        return values if self._torch_device.type == "cpu" else values.to(self._torch_device, non_blocking=True)
 
 
 def _window(center: NDArray[np.float64], side: float, output: int) -> Window:

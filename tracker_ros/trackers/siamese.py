@@ -13,41 +13,35 @@ They never search elsewhere either: with ``redetect_windows=0`` every frame is t
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tracker_ros import weights
 from tracker_ros.geometry.anchors import change_penalty, cosine_window, overlap
-from tracker_ros.geometry.boxes import MIN_SIDE, Box
-from tracker_ros.geometry.crops import Window, cut, template_side
+from tracker_ros.geometry.boxes import Box
+from tracker_ros.geometry.crops import Window, template_side
 from tracker_ros.geometry.crops import window as crop_window
-from tracker_ros.geometry.scan import scan_places
 from tracker_ros.networks.backbones import SharedBackbone
-from tracker_ros.networks.inference import choose_device, choose_dtype, prepare
 from tracker_ros.networks.siamese import STRIDE, SiameseNet, gather, split
-from tracker_ros.trackers.base import Estimate, Frame, InvalidOption, Tracker, TrackerOptions, TrackState, option
-from tracker_ros.trackers.profile import NULL_TIMER, NullTimer
-from tracker_ros.trackers.state import ConfidenceMonitor, ConfidenceThresholds, Cues
+from tracker_ros.trackers.base import Estimate, Frame, InvalidOption, TrackerOptions, option
+from tracker_ros.trackers.deep import Best, SearchOptions, SearchTarget, SearchTracker
+from tracker_ros.trackers.state import ConfidenceMonitor
 
 #: Smallest side of a target in the published trackers, pixels.
 _PUBLISHED_MIN_SIDE = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiameseOptions(TrackerOptions):
+class SiameseOptions(SearchOptions):
     """Options that all Siamese trackers have. The presets stand beside each tracker."""
 
-    network: str = option("", "architecture of the network")
     precision: str = option(
         "auto",
         "arithmetic of the convolutions: auto (bfloat16 where the CPU has it, float16 on CUDA; float32 for "
@@ -72,9 +66,6 @@ class SiameseOptions(TrackerOptions):
     size_rate: float = option(0.38, "how fast the size follows", low=0.0, high=1.0)
     center_radius: int = option(0, "cells around the centre whose proposals count; 0: all", low=0, high=64)
     top_k: int = option(0, "proposals with the highest class scores that count; 0: all", low=0, high=100000)
-    suppression_overlap: float = option(
-        0.1, "overlap with the best proposal above which another one is the same object", low=0.0, high=1.0
-    )
 
     score_scale: float = option(
         1.0,
@@ -83,15 +74,6 @@ class SiameseOptions(TrackerOptions):
         high=100.0,
     )
     score_shift: float = option(0.0, "what is added to the scaled log-odds", low=-100.0, high=100.0)
-    not_found_threshold: float = option(0.3, "score below which the target is not found in a frame", low=0.0, high=1.0)
-    good_score: float = option(0.6, "score of a frame in which the target is surely seen", low=0.0, high=1.0)
-    regain_score: float = option(0.8, "score that a lost target must reach to be regained", low=0.0, high=1.0)
-    distractor_threshold: float = option(0.9, "second peak over first: the two are in doubt", low=0.0, high=1.0)
-    min_sharpness: float = option(0.1, "share of the response in the peak below which it is flat", low=0.0, high=1.0)
-    lost_after: int = option(5, "frames without the target until it is lost", low=1, high=300)
-    redetect_windows: int = option(
-        2, "windows searched a frame while the target is lost; 0: its last place only", low=0, high=16
-    )
 
     def __post_init__(self) -> None:
         """Check every field, and that the maps of template and search crops are aligned at their centres.
@@ -109,29 +91,17 @@ class SiameseOptions(TrackerOptions):
             )
 
 
-@dataclass
-class SiameseTarget:
+@dataclass(kw_only=True)
+class SiameseTarget(SearchTarget):
     """Everything that a Siamese tracker knows of one target.
 
     Attributes:
-        position: centre (x, y), pixels of the image.
-        size: width and height, pixels.
         template: what the network keeps of it (a named tuple of tensors without the targets' axis).
         fill: mean colour of the first frame, BGR, which published networks see where a crop reaches beyond the image.
-        monitor: its state machine.
-        scan: windows of a lost target's search that were already looked at.
-        candidate: a lost target is being confirmed at `position`.
-        anchor: position and size when it was last seen, to which a failed candidate returns.
     """
 
-    position: NDArray[np.float64]
-    size: NDArray[np.float64]
     template: tuple[Tensor, ...]
     fill: NDArray[np.uint8]
-    monitor: ConfidenceMonitor
-    scan: int = 0
-    candidate: bool = False
-    anchor: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 
 
 class Response(NamedTuple):
@@ -207,7 +177,7 @@ def select(response: Response, sizes: Tensor, influence: Tensor, window: Tensor,
     )
 
 
-class SiameseTracker(Tracker[SiameseTarget]):
+class SiameseTracker(SearchTracker[SiameseTarget]):
     """Base of the Siamese trackers: `embed` and `respond` are what differs.
 
     Args:
@@ -225,27 +195,25 @@ class SiameseTracker(Tracker[SiameseTarget]):
 
     def __init__(self, name: str, options: SiameseOptions, network: SiameseNet | None = None) -> None:
         super().__init__(name, options)
-        if network is None:
-            built = weights.builders()[options.network]()
-            weights.load(options.weights or weights.shipped(options.network), built, options.network)
-            assert isinstance(built, SiameseNet)
-            network = built
-        device = choose_device(options.device)
-        self.device = str(device)
-        self._torch_device = device
-        # Published numbers are those of float32.
-        exact = options.precision == "auto" and options.compat == "published"
-        self._dtype = choose_dtype("float32" if exact else options.precision, device)
+        own = cast(SiameseNet, self.load(network, fold=not options.plain))
         # Beyond the image a crop shows what the network was trained with.
-        self._replicates = isinstance(network.backbone, SharedBackbone)
-        own = copy.deepcopy(network)
-        own = own.eval().requires_grad_(False).to(device) if options.plain else prepare(own, device)
-        for module in own.convolutions():
-            module.to(self._dtype)
-        self.timer: NullTimer = NULL_TIMER
+        self._replicates = isinstance(own.backbone, SharedBackbone)
+        if options.compat == "published":
+            self.least_side = _PUBLISHED_MIN_SIDE
         self._grids: dict[int, Tensor] = {}
         self._windows: dict[int, Tensor] = {}
         self.build(own)
+
+    def arithmetic(self) -> str:
+        """See `NetworkTracker.arithmetic`; published numbers are those of float32."""
+        exact = self.options.precision == "auto" and self.options.compat == "published"
+        return "float32" if exact else self.options.precision
+
+    def needed_score(self, lost: bool) -> float:
+        """See `SearchTracker.needed_score`; the published trackers move on every score."""
+        if self.options.compat == "published" and not (lost and self.options.redetect_windows):
+            return 0.0
+        return super().needed_score(lost)
 
     @abstractmethod
     def build(self, network: SiameseNet) -> None:
@@ -285,22 +253,20 @@ class SiameseTracker(Tracker[SiameseTarget]):
             for position, size in zip(positions, sizes, strict=True):
                 w = self._window(position, template_side(size, o.context), o.template_size)
                 windows.append(w)
-                crops.append(self._crop(frame, w, fill))
+                crops.append(self._crop(frame, w, self._beyond(fill)))
             batch = self._upload(crops)
         inside = [self._inside(w, p, s) for w, p, s in zip(windows, positions, sizes, strict=True)]
         with self.timer.stage("backbone"):
             templates = self.embed(batch, self._tensor(np.stack(inside)))
         templates = self.adapt(frame, positions, sizes, fill, templates)
-        thresholds = ConfidenceThresholds(
-            good_score=o.good_score,
-            bad_score=o.not_found_threshold,
-            max_distractor=o.distractor_threshold,
-            min_sharpness=o.min_sharpness,
-            regain_score=o.regain_score,
-            lost_after=float(o.lost_after),
-        )
         return [
-            SiameseTarget(position, size, template, fill, ConfidenceMonitor(thresholds))
+            SiameseTarget(
+                position=position,
+                size=size,
+                template=template,
+                fill=fill,
+                monitor=ConfidenceMonitor(o.thresholds()),
+            )
             for position, size, template in zip(positions, sizes, split(templates), strict=True)
         ]
 
@@ -337,12 +303,11 @@ class SiameseTracker(Tracker[SiameseTarget]):
                     w = self._window(place, side, o.search_size)
                     owners.append(i)
                     windows.append(w)
-                    crops.append(self._crop(frame, w, target.fill))
+                    crops.append(self._crop(frame, w, self._beyond(target.fill)))
                     origins.append(np.array(w.center) if o.compat == "off" else place)
                     scales.append(self._pixel(w, target.size))
                     # A lost target can be anywhere in the region.
-                    lost = target.monitor.state is TrackState.LOST and o.redetect_windows > 0
-                    influence.append(0.0 if lost else o.window_influence)
+                    influence.append(0.0 if target.lost and o.redetect_windows else o.window_influence)
             batch = self._upload(crops)
         response, cells = self.respond(batch, gather([targets[i].template for i in owners]))
         with self.timer.stage("select"):
@@ -358,8 +323,12 @@ class SiameseTracker(Tracker[SiameseTarget]):
         for i, target in enumerate(targets):
             rows = [r for r, owner in enumerate(owners) if owner == i]
             best = max(rows, key=lambda r: float(host[r, 0]))
-            moved = np.concatenate([origins[best] + host[best, 4:6] * scales[best], host[best, 6:8] * scales[best]])
-            estimates.append(self._conclude(target, windows[best], moved, host[best], cells, width, height))
+            row, w = host[best], windows[best]
+            box = np.concatenate([origins[best] + row[4:6] * scales[best], row[6:8] * scales[best]])
+            # The map's cells look at the middle of the crop; what lies around it is their context.
+            region = Box.from_center(*w.center, cells * STRIDE * w.scale, cells * STRIDE * w.scale)
+            heatmap = np.clip(row[8:].reshape(cells, cells), 0, 1).astype(np.float32) if o.heatmap else None
+            estimates.append(self._settle(target, Best(box, *map(float, row[:4])), (width, height), region, heatmap))
         return estimates
 
     def _calibrated(self, scores: Tensor) -> Tensor:
@@ -369,63 +338,6 @@ class SiameseTracker(Tracker[SiameseTarget]):
             return scores
         found = torch.sigmoid(o.score_scale * torch.logit(scores, eps=1e-7) + o.score_shift)
         return torch.where(scores > 0, found, scores)
-
-    def _search_centers(self, target: SiameseTarget, side: float, width: int, height: int) -> list[NDArray[np.float64]]:
-        """Where to look: around the target; for a lost one also at the next places of a scan over the whole image."""
-        centers = [target.position]
-        if target.monitor.state is not TrackState.LOST or target.candidate or not self.options.redetect_windows:
-            return centers
-        places = scan_places(width, height, side, float(target.size.max()), target.position)
-        for _ in range(min(self.options.redetect_windows, len(places))):
-            centers.append(places[target.scan % len(places)])
-            target.scan += 1
-        return centers
-
-    def _conclude(
-        self,
-        target: SiameseTarget,
-        w: Window,
-        box: NDArray[np.float64],
-        row: NDArray[np.float64],
-        cells: int,
-        width: int,
-        height: int,
-    ) -> Estimate:
-        """Move the target to the box (cx, cy, w, h in image pixels) found in one window, and decide its state."""
-        o = self.options
-        score, rate, second, focus = (float(v) for v in row[:4])
-        published = o.compat == "published"
-        was_lost = target.monitor.state is TrackState.LOST
-        if was_lost and not target.candidate:
-            target.anchor = (target.position, target.size)
-        needed = o.regain_score if was_lost else o.not_found_threshold
-        if published and not (was_lost and o.redetect_windows):
-            needed = 0.0  # the published trackers move on every score
-        if score >= needed and np.isfinite(box).all():
-            size = target.size * (1 - rate) + box[2:] * rate
-            extent = np.array([width, height], float)
-            least = _PUBLISHED_MIN_SIDE if published else MIN_SIDE
-            target.position = np.clip(box[:2], 0, extent)
-            target.size = np.clip(size, least, np.maximum(extent, least))
-            target.candidate = was_lost
-        elif target.candidate and target.anchor is not None:
-            # The candidate did not hold: go on looking where the target was last seen.
-            target.position, target.size = target.anchor
-            target.candidate = False
-        cues = Cues(
-            score=float(np.clip(score, 0, 1)),
-            distractor=float(np.clip(second / score, 0, 1)) if score > 0 else 1.0,
-            sharpness=float(np.clip(focus, 0, 1)),
-        )
-        state = target.monitor.update(cues)
-        if state is not TrackState.LOST:
-            target.candidate = False
-        # The map's cells look at the middle of the crop; what lies around it is their context.
-        region = Box.from_center(*w.center, cells * STRIDE * w.scale, cells * STRIDE * w.scale)
-        heatmap = np.clip(row[8:].reshape(cells, cells), 0, 1).astype(np.float32) if o.heatmap else None
-        named = {"peak": score, "second_peak": second, "distractor": cues.distractor, "sharpness": cues.sharpness}
-        estimate_box = Box.from_center(*map(float, target.position), *map(float, target.size))
-        return Estimate(estimate_box, cues.score, state, region, heatmap, named)
 
     # --- crops ---------------------------------------------------------------------------------------------------
 
@@ -455,26 +367,14 @@ class SiameseTracker(Tracker[SiameseTarget]):
             center = (position - np.array([w.x, w.y])) / w.scale
         return np.concatenate([center - extent / 2, extent])
 
-    def _crop(self, frame: Frame, w: Window, fill: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The pixels of a window, `output` a side; beyond the image `fill`, or the border for a compact network."""
-        patch = cut(frame, w, None if self._replicates else fill.tolist())
-        if w.size == w.output:
-            return patch
-        return np.asarray(cv2.resize(patch, (w.output, w.output)), np.uint8)
+    def _beyond(self, fill: NDArray[np.uint8]) -> list[int] | None:
+        """What a crop shows beyond the image: `fill`, or the border for a compact network."""
+        return None if self._replicates else fill.tolist()
 
     def _upload(self, crops: Sequence[NDArray[np.uint8]]) -> Tensor:
         """BGR crops to the device, Bx3xSxS in [0, 255]."""
-        stacked = crops[0][None] if len(crops) == 1 else np.stack(crops)
-        image = self._to_device(torch.from_numpy(np.ascontiguousarray(stacked)))
-        # Channels lie last already, which is how the prepared convolutions want them.
-        image = image.permute(0, 3, 1, 2).to(self._dtype)
+        image = self._pixels(crops).to(self._dtype)
         return image.contiguous() if self.options.plain else image
-
-    def _tensor(self, values: NDArray[np.float64]) -> Tensor:
-        return self._to_device(torch.from_numpy(np.ascontiguousarray(values, np.float32)))
-
-    def _to_device(self, values: Tensor) -> Tensor:
-        return values if self._torch_device.type == "cpu" else values.to(self._torch_device, non_blocking=True)
 
     def _grid(self, cells: int) -> Tensor:
         """`grid` on the device."""
