@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from tracker_ros import cli, weights
+from tracker_ros.networks.backbones import BACKBONE18
 from tracker_ros.networks.dimp import DIMP18, DiMPNet
 from tracker_ros.networks.iou_net import IoUFeatures, IoUNet, Modulation
+from tracker_ros.networks.resnet import RESNET18, ResNet
 from tracker_ros.networks.roi_pooling import precise_roi_pool
 from tracker_ros.training.command import RECIPES
 from tracker_ros.training.data import ImagePool, TrainingImage, pyramid
@@ -109,6 +111,16 @@ def test_distillation_reduces_its_loss(pool: ImagePool, tmp_path: Path) -> None:
     run = Distillation(pool, Teacher(), tmp_path, options)
     losses = [run.train_step()["total"] for _ in range(30)]
     assert np.mean(losses[-6:]) < 0.85 * np.mean(losses[:6])
+
+
+def test_distillation_writes_the_backbone_that_heads_share(pool: ImagePool, tmp_path: Path, monkeypatch) -> None:
+    run = _distillation(pool, tmp_path)
+    run.save()
+    monkeypatch.setenv("TRACKER_ROS_MODELS", str(tmp_path))
+    backbone = ResNet(RESNET18)
+    weights.load_backbone(backbone, BACKBONE18)
+    for mine, theirs in zip(backbone.parameters(), run.average.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
 
 
 def test_training_writes_weights_that_load(pool: ImagePool, tmp_path: Path) -> None:

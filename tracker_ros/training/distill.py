@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tracker_ros import weights
+from tracker_ros.networks.backbones import BACKBONE18
 from tracker_ros.networks.resnet import RESNET18, ResNet, normalise
 from tracker_ros.training.ahead import Ahead, choose_workers
 from tracker_ros.training.augment import FramePlan, Layer, View, draw_photometric
@@ -241,6 +243,11 @@ class Distillation(Run):
             size = picture.shape[1], picture.shape[0]
             rows.append([picture, *(cv2.resize(c, size, interpolation=cv2.INTER_NEAREST) for c in colours)])
         return {"features": sheet(rows)}
+
+    def on_save(self) -> None:
+        """Write the student as the backbone that the compact trackers share."""
+        origin = f"distilled by tracker_ros: step {self.step}, {self.elapsed / 60:.0f} min"
+        weights.save(self.out / f"{BACKBONE18}.safetensors", self.average, BACKBONE18, origin)
 
     def extra_state(self) -> dict[str, Any]:
         """The statistics of the teacher's features."""
