@@ -209,6 +209,26 @@ def test_loose_boxes_are_left_out_where_sizes_matter() -> None:
     assert len(tight.targets) == 2
 
 
+def test_a_set_is_boxed_in_one_way_that_need_not_be_the_annotation() -> None:
+    """What a frame's box covers of the image is the same in all frames of a set, another in the next."""
+    sampler = _sampler(convention=0.2, absent=0.0, angle=0.0, transplant=0.0, distractors=0.0, occluder=0.0)
+    covered = []
+    for seed in range(6):
+        drawn = sampler.plan(np.random.default_rng(seed))
+        image = drawn.frames[0].layers[0].image
+        parts = []
+        for frame, box in zip(drawn.frames, drawn.boxes, strict=True):
+            to_image = np.linalg.inv(np.vstack([frame.layers[0].matrix, [0, 0, 1]]))
+            corners = np.array([[*box[:2], 1], [*(box[:2] + box[2:]), 1]]) @ to_image.T
+            parts.append(np.concatenate([corners.min(0)[:2], corners.max(0)[:2]]))
+        assert np.ptp(parts, axis=0).max() < 0.01
+        annotated = sampler.pool.images[image].boxes
+        corners = np.concatenate([annotated[:, :2], annotated[:, :2] + annotated[:, 2:]], 1)
+        covered.append(np.abs(corners - parts[0]).max(1).min())
+    assert min(covered) > 0.5
+    assert max(covered) > 5
+
+
 def test_a_pool_without_usable_boxes_is_refused() -> None:
     with pytest.raises(ValueError, match="no image of the pool has a usable box"):
         SetSampler(ImagePool([_image(boxes=[[0, 0, 3, 3]])]), SetOptions())

@@ -58,7 +58,11 @@ class GuidedOptions(RunOptions):
     Attributes:
         conventional: share of the run that trains without inner steps.
         triplets: triplets in a batch.
-        supports, queries: frames of each (paper: one and one).
+        supports, queries: frames of each (paper: one and one). A single support crop has a shift and zoom of its own,
+            and five steps on it learn these; the tracker learns from many crops of the first frame too.
+        convention: deviation of how the boxes of a triplet differ from the annotation, see `SetOptions`. Where every
+            target is boxed in the same way, a head can know all in advance and has nothing to learn from the support
+            frames; this is the remedy of Rajendran et al., "Meta-learning requires meta-augmentation", NeurIPS 2020.
         fresh: new triplets a step, where the backbone is frozen and its maps are kept.
         memory: triplets that are kept; about 1 MB each.
         inner_rate: alpha of eq. 1, for all parameters (paper: 0.05); 0: a rate a parameter, which is learned.
@@ -77,9 +81,10 @@ class GuidedOptions(RunOptions):
     warm_up: float = 0.05
     conventional: float = 0.5
     triplets: int = 8
-    supports: int = 1
+    supports: int = 4
     queries: int = 1
-    fresh: int = 3
+    convention: float = 0.12
+    fresh: int = 2
     memory: int = 1500
     inner_rate: float = 0.0
     rate_rate: float = 5.0
@@ -89,6 +94,10 @@ class GuidedOptions(RunOptions):
     backbone_rate: float = 0.1
     extra_boxes: int = 16
     validation: int = 96
+
+
+#: How frames are drawn.
+TRIPLETS = SetOptions(videos=0.3)
 
 
 class TripletPlan(NamedTuple):
@@ -133,7 +142,7 @@ class TripletSampler(SetSampler):
         self.config = network.config
         self.supports = supports
         layout = replace(
-            layout or SetOptions(videos=0.3),
+            layout or TRIPLETS,
             size=self.config.search,
             area=self.config.search_context,
             train_frames=1,
@@ -252,7 +261,8 @@ class GuidedTraining(Run):
         self.frozen = self.net.config.frozen
         #: The head that never takes inner steps in training.
         self.conventional = copy.deepcopy(self.net.head)
-        self.sampler = TripletSampler(pool, self.net, options.supports, options.queries, layout, tight=True)
+        drawn = replace(layout or TRIPLETS, convention=options.convention)
+        self.sampler = TripletSampler(pool, self.net, options.supports, options.queries, drawn, tight=True)
         self.images = images or HostImages(pool, self.device)
         self.memory = Window(self._kept, options.memory, (options.seed, *self.ranks, 7))
         self.validation: list[TripletMaps] = []

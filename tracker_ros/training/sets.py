@@ -34,6 +34,8 @@ class SetOptions:
         transplant: probability that the target is moved to another background in each frame of a set.
         occluder: probability that a test frame's target is partly covered.
         absent: probability that a test frame does not show the target.
+        convention: standard deviation of how a set's boxes differ from the annotation: the logarithm of their size, and
+            half of it as the shift of their middle over the size; the same in all frames of a set.
         videos: share of sets that are drawn from the videos of the pool.
         segment: length of the video segment that a set is drawn from, in frames of the pool.
         smallest, largest: limits of the target's size (square root of the area), in pixels and as share of the image's.
@@ -53,6 +55,7 @@ class SetOptions:
     transplant: float = 0.15
     occluder: float = 0.15
     absent: float = 0.06
+    convention: float = 0.0
     videos: float = 0.1
     segment: int = 30
     smallest: float = 16.0
@@ -157,6 +160,8 @@ class SetSampler:
             frames = self._from_video(rng)
         else:
             frames = [self._target(rng)] * (o.train_frames + o.test_frames)
+        if o.convention:
+            frames = self._boxed_anew(frames, rng)
         flip = bool(rng.random() < 0.5)
         illumination = colour_matrix(rng) if rng.random() < 0.5 else None
         transplant = bool(rng.random() < o.transplant)
@@ -196,6 +201,19 @@ class SetSampler:
         second = rng.integers(start + half, start + length, o.test_frames) if length > half else first[:1]
         indices = [video[int(i)] for i in [*first, *np.resize(second, o.test_frames)]]
         return [(index, self.pool.images[index].boxes[0]) for index in indices]
+
+    def _boxed_anew(
+        self, frames: list[tuple[int, NDArray[np.float32]]], rng: np.random.Generator
+    ) -> list[tuple[int, NDArray[np.float32]]]:
+        """The frames as somebody else would have boxed the target: more of it, less, or another part."""
+        factor = np.exp(rng.normal(0.0, self.options.convention, 2))
+        shift = rng.normal(0.0, 0.5 * self.options.convention, 2)
+
+        def boxed(box: NDArray[np.float32]) -> NDArray[np.float32]:
+            size = box[2:] * factor
+            return np.concatenate([box[:2] + box[2:] * (0.5 + shift) - size / 2, size]).astype(np.float32)
+
+        return [(image, boxed(box)) for image, box in frames]
 
     def _view(self, box: NDArray[np.float32], test: bool, flip: bool, rng: np.random.Generator) -> View:
         o = self.options
