@@ -23,9 +23,10 @@ from rcl_interfaces.msg import ParameterType
 from sensor_msgs.msg import CompressedImage
 from vision_msgs.msg import Detection2D
 
-from tracker_ros import images
+from tracker_ros import images, weights
 from tracker_ros.geometry.boxes import Box
 from tracker_ros.ros import messages, overlay
+from tracker_ros.trackers import registry
 from tracker_ros.trackers.base import TrackState
 from tracker_ros_interfaces.msg import TrackStatus
 from tracker_ros_interfaces.srv import InitTarget
@@ -282,6 +283,46 @@ def test_a_slow_tracker_never_lags_and_every_image_is_accounted_for(graph):
     assert last.frames_received == last.frames_processed + last.frames_dropped
     assert last.frames_received >= 0.9 * len(sent)  # How many arrive is tested across processes.
     assert last.frames_dropped > last.frames_processed
+
+
+@pytest.mark.parametrize("tracker", ["guided_ssd", "guided_frcnn"])
+def test_a_detector_that_learns_from_each_image_never_lags(graph, tracker):
+    if not weights.shipped(registry.DEFAULT.get(tracker).options.network).is_file():
+        pytest.skip(f"the weights of {tracker} are not there")
+    rng = np.random.default_rng(0)
+    ground = cv2.resize(rng.integers(0, 255, (30, 40, 3), np.uint8), (640, 480))
+    patch = cv2.resize(rng.integers(0, 255, (8, 8, 3), np.uint8), (64, 64))
+    count = 0
+
+    def scene():
+        nonlocal count
+        count += 1
+        frame, x = ground.copy(), 200 + round(100 * math.sin(count / 40))
+        frame[200:264, x : x + 64] = patch
+        return messages.image_to_message(frame, "bgr8", graph.header())
+
+    period = 1 / 30
+    graph.start("detection", tracker=tracker, **{f"{tracker}__update_interval": 1})
+    graph.process(scene())
+    count = 0
+    first = graph.process(scene())
+    assert graph.init(Box(202, 200, 64, 64), stamp=first.header.stamp).success
+    with graph.camera(1 / period, scene) as sent:
+        start, began = len(graph.received["status"]), time.monotonic()
+        time.sleep(5.0)
+        elapsed = time.monotonic() - began
+        statuses = graph.received["status"][start + 1 :]
+    assert graph.until(lambda: graph.received["status"][-1].header == sent[-1].header), "the last image was not taken"
+    target = graph.node._session._target
+    assert target.updates > 0.5 * len(statuses), "it hardly learned from any image"
+    # What an image waits for is the one before it and itself, updates included, however slow the machine is.
+    each = max(elapsed / len(statuses), period)
+    latencies = [status.latency for status in statuses]
+    assert np.median(latencies) < period + 2 * each
+    half = len(latencies) // 2
+    assert np.median(latencies[half:]) < 1.5 * np.median(latencies[:half]) + period
+    last = graph.received["status"][-1]
+    assert last.frames_received == last.frames_processed + last.frames_dropped
 
 
 def test_a_service_answers_in_time_although_the_tracker_is_stuck(graph):
