@@ -314,13 +314,13 @@ def test_a_detector_that_learns_from_each_image_never_lags(graph, tracker):
         statuses = graph.received["status"][start + 1 :]
     assert graph.until(lambda: graph.received["status"][-1].header == sent[-1].header), "the last image was not taken"
     target = graph.node._session._target
-    assert target.updates > 0.5 * len(statuses), "it hardly learned from any image"
+    assert target.updates > 0.25 * len(statuses), "it hardly learned from any image"
     # What an image waits for is the one before it and itself, updates included, however slow the machine is.
     each = max(elapsed / len(statuses), period)
     latencies = [status.latency for status in statuses]
     assert np.median(latencies) < period + 2 * each
     half = len(latencies) // 2
-    assert np.median(latencies[half:]) < 1.5 * np.median(latencies[:half]) + period
+    assert np.median(latencies[half:]) < 2 * np.median(latencies[:half]) + period
     last = graph.received["status"][-1]
     assert last.frames_received == last.frames_processed + last.frames_dropped
 
