@@ -86,7 +86,7 @@ def test_both_phases_learn_and_leave_weights(name: str, pool: ImagePool, tmp_pat
     weights.save(tmp_path / f"{BACKBONE18}.safetensors", detector.backbone, BACKBONE18, "random")
     weights.load_backbone(detector.backbone, BACKBONE18)
     options = GuidedOptions(
-        steps=2, conventional=0.5, triplets=2, fresh=1, inner_steps=2, validation=2, bf16=False, device="cpu"
+        steps=2, conventional=0.5, triplets=2, fresh=1, first=4, inner_steps=2, validation=2, bf16=False, device="cpu"
     )
     run = GuidedTraining(name, detector, pool, pool, tmp_path / "run", options)
     head, rates = dict(run.net.head.named_parameters()), run.net.inner_rates()

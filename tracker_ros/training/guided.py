@@ -64,7 +64,8 @@ class GuidedOptions(RunOptions):
             target is boxed in the same way, a head can know all in advance and has nothing to learn from the support
             frames; this is the remedy of Rajendran et al., "Meta-learning requires meta-augmentation", NeurIPS 2020.
         fresh: new triplets a step, where the backbone is frozen and its maps are kept.
-        memory: triplets that are kept; about 1 MB each.
+        first: triplets in memory before the first step, lest the first few be learned by heart.
+        memory: triplets that are kept; about 0.4 MB a search crop.
         inner_rate: alpha of eq. 1, for all parameters (paper: 0.05); 0: a rate a parameter, which is learned.
         rate_rate: learning rate of those rates' logarithms, relative to `rate`.
         inner_steps: N.
@@ -84,8 +85,9 @@ class GuidedOptions(RunOptions):
     supports: int = 4
     queries: int = 1
     convention: float = 0.12
-    fresh: int = 2
-    memory: int = 1500
+    fresh: int = 4
+    first: int = 200
+    memory: int = 1000
     inner_rate: float = 0.0
     rate_rate: float = 5.0
     inner_steps: int = 5
@@ -337,7 +339,7 @@ class GuidedTraining(Run):
         rng = self.generator(step)
         if not self.frozen:
             return self._see(self.net, [self.sampler.triplet(rng) for _ in range(o.triplets)], self.images, rng)
-        self.memory.advance((step + 1) * o.fresh + o.triplets)
+        self.memory.advance((step + 1) * o.fresh + max(o.first, o.triplets))
         slots = rng.choice(len(self.memory), o.triplets, replace=False)
         return stack([self.memory[int(slot)] for slot in slots])
 
