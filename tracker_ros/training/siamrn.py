@@ -53,6 +53,8 @@ class SiamRNOptions(RunOptions):
         scenes: scenes kept in memory, about 0.8 MB a search crop.
         fresh: new scenes a step.
         distractors: share of the scenes with look-alikes.
+        videos: share of the scenes whose frames are of a video or of photographs from several sides, where the target
+            really changes.
         positives, negatives: samples of a search crop for the class loss (section 3.6). Pairs for the matching loss:
             the positives, twice as many of the negatives, and as many of both with another object's template.
         mined: how many of the negatives are those with the highest class scores, once online mining has begun.
@@ -77,6 +79,7 @@ class SiamRNOptions(RunOptions):
     scenes: int = 400
     fresh: int = 1
     distractors: float = 0.65
+    videos: float = 0.35
     positives: int = 16
     negatives: int = 48
     mined: int = 24
@@ -317,7 +320,9 @@ class SiamRNTraining(Run):
         self.base = copy.deepcopy(self.net)
         self.backbone = copy.deepcopy(net.backbone).to(self.storage)
         self.grid = torch.from_numpy(points(RESPONSE_CELLS)).to(self.device)
-        self.layout = PairOptions(templates=1, searches=options.frames, distractors=options.distractors)
+        self.layout = PairOptions(
+            templates=1, searches=options.frames, distractors=options.distractors, videos=options.videos
+        )
         self._make_objects(PairSampler(pool, self.layout), image_groups(pool))
         draw = partial(self.sight, PairSampler(pool, self.layout), image_groups(pool))
         self.replay: Window[Sight] = Window(draw, options.scenes, (options.seed, *self.ranks))
