@@ -275,6 +275,16 @@ def test_targets_together_are_what_they_are_alone() -> None:
             assert estimate.score == pytest.approx(single.score, abs=1e-5)
 
 
+def test_scores_are_calibrated_log_odds() -> None:
+    found = []
+    for scale, shift in ((1.0, 0.0), (0.5, -1.0)):
+        tracker = _tracker(update="none", window_influence=0.0, score_scale=scale, score_shift=shift)
+        tracker.initialize(_scene(_path(0)), _path(0))
+        found.append(tracker.track(_scene(_path(1))).score)
+    odds = np.log(found[0] / (1 - found[0]))
+    assert found[1] == pytest.approx(1 / (1 + np.exp(1 - 0.5 * odds)), abs=1e-5)
+
+
 def test_options_are_checked() -> None:
     with pytest.raises(InvalidOption, match="update"):
         PRESETS["guided_ssd"].replace(update="dimp")

@@ -119,6 +119,13 @@ class SearchOptions(NetworkOptions):
     suppression_overlap: float = option(
         0.1, "overlap with the best box above which another one is the same object", low=0.0, high=1.0
     )
+    score_scale: float = option(
+        1.0,
+        "factor of the log-odds of the network's scores, so that a score is about the chance that the box is right",
+        low=0.01,
+        high=100.0,
+    )
+    score_shift: float = option(0.0, "what is added to the scaled log-odds", low=-100.0, high=100.0)
     not_found_threshold: float = option(0.3, "score below which the target is not found in a frame", low=0.0, high=1.0)
     good_score: float = option(0.6, "score of a frame in which the target is surely seen", low=0.0, high=1.0)
     regain_score: float = option(0.8, "score that a lost target must reach to be regained", low=0.0, high=1.0)
@@ -202,6 +209,14 @@ class SearchTracker(NetworkTracker[SearchTargetT]):
     def needed_score(self, lost: bool) -> float:
         """The score from which a box is taken for that of a target that was `lost`, or was not."""
         return self.options.regain_score if lost else self.options.not_found_threshold
+
+    def _calibrated(self, scores: Tensor) -> Tensor:
+        """Scores whose log-odds are scaled and shifted as the options say; the order stays, and zero stays zero."""
+        o = self.options
+        if o.score_scale == 1.0 and o.score_shift == 0.0:
+            return scores
+        found = torch.sigmoid(o.score_scale * torch.logit(scores, eps=1e-7) + o.score_shift)
+        return torch.where(scores > 0, found, scores)
 
     def _search_centers(self, target: SearchTarget, side: float, width: int, height: int) -> list[NDArray[np.float64]]:
         """Where to look: around the target; for a lost one also at the next places of a scan over the whole image."""

@@ -85,7 +85,7 @@ class GuidedOptions(SearchOptions):
 
 PRESETS: dict[str, GuidedOptions] = {
     "guided_ssd": GuidedOptions(),
-    "guided_frcnn": GuidedOptions(network="guided_frcnn18"),
+    "guided_frcnn": GuidedOptions(network="guided_frcnn18", score_scale=0.6, score_shift=-0.6, learn_score=0.6),
     "guided_ssd18_single": GuidedOptions(network="guided_ssd18_single"),
     "guided_ssd_vgg16": GuidedOptions(network="guided_ssd_vgg16"),
     "guided_frcnn_r50": GuidedOptions(network="guided_frcnn_r50"),
@@ -312,7 +312,7 @@ class GuidedTracker(SearchTracker[GuidedTarget]):
             found = self._detect(candidates, [targets[i] for i in owners])
         with self.timer.stage("select"):
             extent = float(net.config.search)
-            scores = (found.scores.float() * candidates.valid).nan_to_num(0.0)
+            scores = self._calibrated((found.scores.float() * candidates.valid).nan_to_num(0.0))
             boxes = net.decode(found.loc.float(), candidates.boxes)
             sizes = np.stack([targets[i].size / w.scale for i, w in zip(owners, windows, strict=True)])
             best = select(scores, boxes, self._tensor(sizes), self._tensor(np.array(influence)), extent, o)

@@ -67,14 +67,6 @@ class SiameseOptions(SearchOptions):
     center_radius: int = option(0, "cells around the centre whose proposals count; 0: all", low=0, high=64)
     top_k: int = option(0, "proposals with the highest class scores that count; 0: all", low=0, high=100000)
 
-    score_scale: float = option(
-        1.0,
-        "factor of the log-odds of the network's scores, so that a score is about the chance that the box is right",
-        low=0.01,
-        high=100.0,
-    )
-    score_shift: float = option(0.0, "what is added to the scaled log-odds", low=-100.0, high=100.0)
-
     def __post_init__(self) -> None:
         """Check every field, and that the maps of template and search crops are aligned at their centres.
 
@@ -330,14 +322,6 @@ class SiameseTracker(SearchTracker[SiameseTarget]):
             heatmap = np.clip(row[8:].reshape(cells, cells), 0, 1).astype(np.float32) if o.heatmap else None
             estimates.append(self._settle(target, Best(box, *map(float, row[:4])), (width, height), region, heatmap))
         return estimates
-
-    def _calibrated(self, scores: Tensor) -> Tensor:
-        """Scores whose log-odds are scaled and shifted as the options say; the order stays, and zero stays zero."""
-        o = self.options
-        if o.score_scale == 1.0 and o.score_shift == 0.0:
-            return scores
-        found = torch.sigmoid(o.score_scale * torch.logit(scores, eps=1e-7) + o.score_shift)
-        return torch.where(scores > 0, found, scores)
 
     # --- crops ---------------------------------------------------------------------------------------------------
 
