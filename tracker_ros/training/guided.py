@@ -71,6 +71,8 @@ class GuidedOptions(RunOptions):
         inner_steps: N.
         inner_limit: longest gradient of an inner step.
         second_order: outer gradients flow through the inner gradients; false is first-order MAML.
+        head_rate: learning rate of the head that takes the inner steps, relative to `rate`. In the first phase the two
+            heads are one, which learns at `rate`.
         backbone_rate: learning rate of a backbone that is not frozen, relative to `rate`.
         extra_boxes: boxes around the target that are added to a two-stage detector's proposals.
         validation: held-out triplets.
@@ -93,6 +95,7 @@ class GuidedOptions(RunOptions):
     inner_steps: int = 5
     inner_limit: float = 10.0
     second_order: bool = True
+    head_rate: float = 1.0
     backbone_rate: float = 0.1
     extra_boxes: int = 16
     validation: int = 96
@@ -274,10 +277,12 @@ class GuidedTraining(Run):
             self._held_out_images = held_out_images or HostImages(held_out, self.device)
             self._make_validation(sampler)
         backbone, rates = list(self.net.backbone.parameters()), list(self.net.log_rates.parameters())
-        apart = {id(p) for p in [*backbone, *rates]}
+        head = list(self.net.head.parameters())
+        apart = {id(p) for p in [*backbone, *rates, *head]}
         groups = [
             {"params": [p for p in self.net.outer_parameters() if id(p) not in apart], "base": options.rate},
             {"params": list(self.conventional.parameters()), "base": options.rate},
+            {"params": head, "base": options.rate * options.head_rate},
             {"params": rates, "base": options.rate * options.rate_rate, "weight_decay": 0.0},
         ]
         if not self.frozen:
