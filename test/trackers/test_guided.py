@@ -92,7 +92,11 @@ class RedDetector(nn.Module):
 
 
 def _tracker(**options: Any) -> GuidedTracker:
-    defaults: dict[str, Any] = {"device": "cpu", "precision": "float32", "update_interval": 1, "learn_score": 0.0}
+    # The preset's calibration is that of the shipped head, not of this one.
+    defaults: dict[str, Any] = {
+        "device": "cpu", "precision": "float32", "update_interval": 1, "learn_score": 0.0, "score_scale": 1.0,
+        "score_shift": 0.0,
+    }  # fmt: skip
     network: Any = RedDetector()
     return GuidedTracker("guided_ssd", PRESETS["guided_ssd"].replace(**(defaults | options)), network)  # type: ignore[arg-type]
 
