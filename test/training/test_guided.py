@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +124,21 @@ def test_both_phases_learn_and_leave_weights(name: str, pool: ImagePool, tmp_pat
     torch.testing.assert_close(again.batch(5).boxes, run.batch(5).boxes)
 
 
+def test_head_alone_learns_where_the_maps_stay(pool: ImagePool, ssd: GuidedDetector, tmp_path: Path) -> None:
+    options = GuidedOptions(
+        steps=1, conventional=0.0, triplets=2, fresh=1, first=4, inner_steps=2, validation=0, bf16=False, device="cpu"
+    )
+    options = replace(options, maps_rate=0.0, harm=2.0, harm_margin=10.0)
+    run = GuidedTraining("guided_ssd18", copy.deepcopy(ssd), pool, ImagePool(), tmp_path, options)
+    before = {key: value.detach().clone() for key, value in run.net.named_parameters()}
+    terms = run.train_step()
+    # A margin that no gain reaches adds the mean of after - before + margin.
+    expected = 3 * terms["after"] + 2 * (10.0 - terms["before"]) + terms["conventional"]
+    assert terms["total"] == pytest.approx(expected, rel=1e-4)
+    changed = {key for key, value in run.net.named_parameters() if not torch.equal(value, before[key])}
+    assert {key.split(".")[0] for key in changed} == {"head", "log_rates"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
@@ -144,7 +161,8 @@ def test_shipped_heads_adapt_to_what_they_never_saw(name: str, tmp_path: Path) -
     # What is held out depends on all that was read: the data of the cards' commands, without the flights.
     videos = sorted((SHARED / "sequences").glob("drone_*"))
     pool, held_out = split(make_pool(SHARED / "images", [], videos, sequence_step=3))
-    options = GuidedOptions(steps=1, validation=64, first=8, memory=8, device="cpu")
+    # As many support crops as the tracker makes of its first frame.
+    options = GuidedOptions(steps=1, supports=16, validation=64, first=8, memory=8, device="cpu")
     figures = GuidedTraining(name, detector, pool, held_out, tmp_path, options).validate()
     print(figures)
     assert figures["improved"] >= 0.9

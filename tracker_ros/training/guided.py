@@ -73,6 +73,11 @@ class GuidedOptions(RunOptions):
         second_order: outer gradients flow through the inner gradients; false is first-order MAML.
         head_rate: learning rate of the head that takes the inner steps, relative to `rate`. In the first phase the two
             heads are one, which learns at `rate`.
+        maps_rate: learning rate of the layers that make the guided maps, relative to `rate`. 0 leaves them as they are,
+            for a last part of the second phase in which the head and its rates learn more per minute.
+        harm: weight of how much, plus `harm_margin`, the inner steps raise a query loss. The mean alone rewards a few
+            large gains over a lower loss on nearly every triplet.
+        harm_margin: see `harm`.
         backbone_rate: learning rate of a backbone that is not frozen, relative to `rate`.
         extra_boxes: boxes around the target that are added to a two-stage detector's proposals.
         validation: held-out triplets.
@@ -96,6 +101,9 @@ class GuidedOptions(RunOptions):
     inner_limit: float = 10.0
     second_order: bool = True
     head_rate: float = 1.0
+    maps_rate: float = 1.0
+    harm: float = 0.0
+    harm_margin: float = 0.05
     backbone_rate: float = 0.1
     extra_boxes: int = 16
     validation: int = 96
@@ -280,7 +288,10 @@ class GuidedTraining(Run):
         head = list(self.net.head.parameters())
         apart = {id(p) for p in [*backbone, *rates, *head]}
         groups = [
-            {"params": [p for p in self.net.outer_parameters() if id(p) not in apart], "base": options.rate},
+            {
+                "params": [p for p in self.net.outer_parameters() if id(p) not in apart],
+                "base": options.rate * options.maps_rate,
+            },
             {"params": list(self.conventional.parameters()), "base": options.rate},
             {"params": head, "base": options.rate * options.head_rate},
             {"params": rates, "base": options.rate * options.rate_rate, "weight_decay": 0.0},
@@ -383,13 +394,18 @@ class GuidedTraining(Run):
     def losses(self, step: int) -> dict[str, Tensor]:
         """The detector's loss, on the query frames after the inner steps once the first phase is over."""
         batch = self.batch(step)
-        candidates = self.detect(self.net, batch)
+        with torch.set_grad_enabled(self.options.maps_rate > 0):
+            candidates = self.detect(self.net, batch)
         samples = make_samples(self.net, candidates, batch.boxes)
         terms: dict[str, Tensor] = {}
         if self.adapting:
             found = outcome(self.net.head, self.triplets(samples), self.inner(self.net))
             terms["before"], terms["after"] = found.before.mean(), found.after.mean()
             terms["total"] = terms["after"]
+            if self.options.harm:
+                # `before` has no gradient, so this can lower the one but never raise the other.
+                worse = (found.after - found.before + self.options.harm_margin).relu()
+                terms["total"] = terms["total"] + self.options.harm * worse.mean()
         # This head shapes the guided maps in both phases. From the query frames after the inner steps alone, the maps
         # learned those frames by heart: training losses fell, and the held-out ones of both heads rose.
         plain = self.conventional(*candidates.inputs)

@@ -80,6 +80,7 @@ class SiamRNOptions(RunOptions):
     fresh: int = 1
     distractors: float = 0.65
     videos: float = 0.35
+    angle: float = 0.12
     positives: int = 16
     negatives: int = 48
     mined: int = 24
@@ -321,7 +322,11 @@ class SiamRNTraining(Run):
         self.backbone = copy.deepcopy(net.backbone).to(self.storage)
         self.grid = torch.from_numpy(points(RESPONSE_CELLS)).to(self.device)
         self.layout = PairOptions(
-            templates=1, searches=options.frames, distractors=options.distractors, videos=options.videos
+            templates=1,
+            searches=options.frames,
+            distractors=options.distractors,
+            videos=options.videos,
+            angle=options.angle,
         )
         self._make_objects(PairSampler(pool, self.layout), image_groups(pool))
         draw = partial(self.sight, PairSampler(pool, self.layout), image_groups(pool))
