@@ -161,8 +161,7 @@ def test_shipped_heads_adapt_to_what_they_never_saw(name: str, tmp_path: Path) -
     # What is held out depends on all that was read: the data of the cards' commands, without the flights.
     videos = sorted((SHARED / "sequences").glob("drone_*"))
     pool, held_out = split(make_pool(SHARED / "images", [], videos, sequence_step=3))
-    # As many support crops as the tracker makes of its first frame.
-    options = GuidedOptions(steps=1, supports=16, validation=64, first=8, memory=8, device="cpu")
+    options = GuidedOptions(steps=1, validation=64, first=8, memory=8, device="cpu")
     figures = GuidedTraining(name, detector, pool, held_out, tmp_path, options).validate()
     print(figures)
     assert figures["improved"] >= 0.9

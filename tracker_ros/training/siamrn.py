@@ -80,7 +80,7 @@ class SiamRNOptions(RunOptions):
     fresh: int = 1
     distractors: float = 0.65
     videos: float = 0.35
-    angle: float = 0.12
+    angle: float = 0.5
     positives: int = 16
     negatives: int = 48
     mined: int = 24
