@@ -73,8 +73,8 @@ class GuidedOptions(RunOptions):
         second_order: outer gradients flow through the inner gradients; false is first-order MAML.
         head_rate: learning rate of the head that takes the inner steps, relative to `rate`. In the first phase the two
             heads are one, which learns at `rate`.
-        maps_rate: learning rate of the layers that make the guided maps, relative to `rate`. 0 leaves them as they are,
-            for a last part of the second phase in which the head and its rates learn more per minute.
+        maps_rate: learning rate of the layers that make the guided maps, relative to `rate`. 0 leaves them,
+            and a backbone that is not frozen, as they are: no gradient is computed for them.
         harm: weight of how much, plus `harm_margin`, the inner steps raise a query loss. The mean alone rewards a few
             large gains over a lower loss on nearly every triplet.
         harm_margin: see `harm`.
@@ -403,7 +403,7 @@ class GuidedTraining(Run):
             terms["before"], terms["after"] = found.before.mean(), found.after.mean()
             terms["total"] = terms["after"]
             if self.options.harm:
-                # `before` has no gradient, so this can lower the one but never raise the other.
+                # `before` has no gradient: a higher loss before the steps is not rewarded.
                 worse = (found.after - found.before + self.options.harm_margin).relu()
                 terms["total"] = terms["total"] + self.options.harm * worse.mean()
         # This head shapes the guided maps in both phases. From the query frames after the inner steps alone, the maps

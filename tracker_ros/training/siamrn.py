@@ -55,6 +55,8 @@ class SiamRNOptions(RunOptions):
         distractors: share of the scenes with look-alikes.
         videos: share of the scenes whose frames are of a video or of photographs from several sides, where the target
             really changes.
+        angle: standard deviation of a search crop's rotation in radians, on half of them. The template is upright, so
+            positive pairs show a target that has turned.
         positives, negatives: samples of a search crop for the class loss (section 3.6). Pairs for the matching loss:
             the positives, twice as many of the negatives, and as many of both with another object's template.
         mined: how many of the negatives are those with the highest class scores, once online mining has begun.
