@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tracker_ros import cli, weights
 from tracker_ros.networks.backbones import BACKBONE18
 from tracker_ros.networks.dimp import DIMP18, DiMPNet
+from tracker_ros.networks.inference import choose_dtype
 from tracker_ros.networks.iou_net import IoUFeatures, IoUNet, Modulation
 from tracker_ros.networks.resnet import RESNET18, ResNet
 from tracker_ros.networks.roi_pooling import precise_roi_pool
@@ -59,6 +60,16 @@ class Teacher(nn.Module):
 def _distillation(pool: ImagePool, out: Path) -> Distillation:
     options = DistillOptions(steps=4, pairs=2, crop=64, bf16=False, log_every=1)
     return Distillation(pool, Teacher(), out, options)
+
+
+def test_bfloat16_where_the_device_computes_it(pool: ImagePool, tmp_path: Path) -> None:
+    native = choose_dtype("auto", torch.device("cpu")) is torch.bfloat16
+    for wanted in (True, False):
+        options = DistillOptions(steps=1, pairs=1, crop=64, bf16=wanted, device="cpu")
+        run = Distillation(pool, Teacher(), tmp_path, options)
+        with run.autocast():
+            made = torch.zeros(2, 2) @ torch.zeros(2, 2)
+        assert made.dtype is (torch.bfloat16 if wanted and native else torch.float32)
 
 
 def _training(pool: ImagePool, out: Path, **changes: float) -> DiMPTraining:

@@ -47,13 +47,18 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         if device.type == "cuda":
             return torch.float16
-        # A processor that emulates bfloat16 is slower with it than with float32.
-        native = any(getattr(torch.cpu, f"_is_{unit}_supported", bool)() for unit in ("avx512_bf16", "amx_tile"))
-        return torch.bfloat16 if native else torch.float32
+        return torch.bfloat16 if has_bfloat16(device) else torch.float32
     if device.type == "cpu" and name == "float16":
         raise DeviceError("float16 is for CUDA devices; on the CPU use auto, float32 or bfloat16")
     dtype: torch.dtype = getattr(torch, name)
     return dtype
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether `device` computes bfloat16 natively; one that emulates it is far slower with it than with float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return any(getattr(torch.cpu, f"_is_{unit}_supported", bool)() for unit in ("avx512_bf16", "amx_tile"))
 
 
 def prepare(module: ModuleT, device: torch.device) -> ModuleT:

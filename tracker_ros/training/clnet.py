@@ -194,7 +194,7 @@ class CLNetTraining(Run):
         self.net = net.to(self.device).eval().requires_grad_(False)
         self.net.adjustments.requires_grad_(True)
         self.frozen = prepare(copy.deepcopy(self.net), self.device)
-        if options.bf16:
+        if self.bf16:
             for module in self.frozen.convolutions():
                 module.to(torch.bfloat16)
         layout = PairOptions(templates=1, searches=options.frames)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tracker_ros.networks.inference import has_bfloat16
 from tracker_ros.training import parallel
 from tracker_ros.training.board import Board
 from tracker_ros.training.data import Image
@@ -43,7 +44,7 @@ class RunOptions:
         clip: largest norm of the gradient.
         seed: of everything random.
         threads: CPU threads of torch.
-        bf16: run convolutions in bfloat16.
+        bf16: run convolutions in bfloat16, where the device computes it natively.
         save_minutes: time between checkpoints.
         log_every: steps between lines of the log.
         device: where to train: auto (CUDA where there is one), cpu, cuda or cuda:N.
@@ -156,6 +157,8 @@ class Run(ABC):
         self.board: Board | None = None
         self.ranks = parallel.ranks()
         self.device = parallel.choose_own_device(options.device)
+        #: Convolutions run in bfloat16.
+        self.bf16 = options.bf16 and has_bfloat16(self.device)
         self._shared: DistributedDataParallel | None = None
         self._stop = False
         torch.set_num_threads(options.threads)
@@ -168,7 +171,7 @@ class Run(ABC):
 
     def autocast(self) -> torch.autocast:
         """Convolutions in bfloat16 inside the block, where the options say so."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     @abstractmethod
     def losses(self, step: int) -> dict[str, Tensor]:

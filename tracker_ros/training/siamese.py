@@ -134,7 +134,7 @@ class SiameseTraining(Run):
             raise ValueError(f"'{name}' has a backbone of its own; this recipe trains heads on the shared one")
         self.net = channels_last(net.to(self.device))
         net.backbone.requires_grad_(False)
-        self.backbone = copy.deepcopy(net.backbone).eval().to(torch.bfloat16 if options.bf16 else torch.float32)
+        self.backbone = copy.deepcopy(net.backbone).eval().to(torch.bfloat16 if self.bf16 else torch.float32)
         layout = self.layout()
         self.replay = replay.Replay(
             PairSampler(pool, layout), self.backbone, options.scenes, (options.seed, *self.ranks)

@@ -355,7 +355,7 @@ class SiamRNTraining(Run):
     @property
     def storage(self) -> torch.dtype:
         """Element type of what is kept of scenes, and of the backbone's arithmetic."""
-        return torch.bfloat16 if self.settings.bf16 else torch.float32
+        return torch.bfloat16 if self.bf16 else torch.float32
 
     @property
     def averaged(self) -> nn.Module:
