@@ -221,6 +221,28 @@ def test_ctrl_c_ends_everything_and_keeps_what_there_is(tmp_path: Path) -> None:
     assert not left_behind(str(tmp_path))
 
 
+def test_a_signal_between_start_and_noting_a_process_is_held_back() -> None:
+    noted = []
+
+    def start() -> None:
+        with demo._terminated_as_interrupted(), demo._uninterrupted():
+            os.kill(os.getpid(), signal.SIGTERM)
+            noted.append("process")
+
+    def wait() -> None:
+        with demo._terminated_as_interrupted():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+            noted.append("nothing ended it")
+
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    for call in (start, wait):
+        with pytest.raises(KeyboardInterrupt):
+            call()
+    assert noted == ["process"]
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
 @needs_ros
 @pytest.mark.ros
 def test_termination_while_starting_leaves_nothing_behind(tmp_path: Path) -> None:

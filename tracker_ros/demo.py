@@ -20,6 +20,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -357,6 +358,26 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back to the end of the block, lest a process is started that nobody will end."""
+    held: list[int] = []
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        # One that is ignored, as in a background job, stays so.
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: handler for number, handler in handlers.items() if callable(handler)}
+        for number in before:
+            signal.signal(number, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if held:
+        raise KeyboardInterrupt
+
+
 def perform(plan: Plan) -> tuple[dict[str, Any], bool]:
     """Carry out the plan; returns the summary, and whether Ctrl-C ended it early.
 
@@ -380,7 +401,8 @@ def perform(plan: Plan) -> tuple[dict[str, Any], bool]:
     try:
         with _terminated_as_interrupted():
             for name, parameters in _parameters(plan, out).items():
-                processes[name] = Process(name, parameters, logs, env)
+                with _uninterrupted():
+                    processes[name] = Process(name, parameters, logs, env)
             interrupted = _direct(plan, processes)
     finally:
         for process in processes.values():
