@@ -18,7 +18,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from tracker_ros.networks.detection import Candidates, Detections, GuidedDetecto
 from tracker_ros.networks.detection_loss import (
     Samples,
     around,
+    concatenate,
     detection_loss,
     first_stage_loss,
     make_samples,
@@ -46,6 +47,8 @@ from tracker_ros.training.maml import InnerLoop, Triplet, adapted, outcome
 from tracker_ros.training.replay import Window
 from tracker_ros.training.run import Run, RunOptions, channels_last, with_settings
 from tracker_ros.training.sets import SetOptions, SetSampler
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ class GuidedOptions(RunOptions):
         head_rate: learning rate of the head that takes the inner steps, relative to `rate`. In the first phase the two
             heads are one, which learns at `rate`.
         maps_rate: learning rate of the layers that make the guided maps, relative to `rate`. 0 leaves them,
-            and a backbone that is not frozen, as they are: no gradient is computed for them.
+            and a backbone that is not frozen, as they are: no gradient is computed for them, and on a frozen backbone
+            triplets are kept as the head sees them, so that no map is made twice.
         harm: weight of how much, plus `harm_margin`, the inner steps raise a query loss. The mean alone rewards a few
             large gains over a lower loss on nearly every triplet.
         harm_margin: see `harm`.
@@ -277,7 +281,10 @@ class GuidedTraining(Run):
         drawn = replace(layout or TRIPLETS, convention=options.convention)
         self.sampler = TripletSampler(pool, self.net, options.supports, options.queries, drawn, tight=True)
         self.images = images or HostImages(pool, self.device)
-        self.memory = Window(self._kept, options.memory, (options.seed, *self.ranks, 7))
+        key = (options.seed, *self.ranks, 7)
+        self.memory = Window(self._kept, options.memory, key)
+        #: The same triplets as the head sees them, where the maps stay as they are.
+        self.seen = Window(self._kept_samples, options.memory, key)
         self.validation: list[TripletMaps] = []
         self._validation_plans: list[list[TripletPlan]] = []
         if options.validation and len(held_out):
@@ -325,7 +332,7 @@ class GuidedTraining(Run):
         with self.autocast():
             seen = net.exemplar_maps(exemplars), net.backbone_maps(searches)
         if self.frozen:
-            keep = torch.bfloat16 if self.options.bf16 else torch.float32
+            keep = torch.bfloat16 if self.bf16 else torch.float32
             seen = tuple(m.to(keep) for m in seen[0]), tuple(m.to(keep) for m in seen[1])
         return TripletMaps(
             seen[0],
@@ -355,13 +362,25 @@ class GuidedTraining(Run):
         rng = self.generator(step)
         if not self.frozen:
             return self._see(self.net, [self.sampler.triplet(rng) for _ in range(o.triplets)], self.images, rng)
-        self.memory.advance((step + 1) * o.fresh + max(o.first, o.triplets))
-        slots = rng.choice(len(self.memory), o.triplets, replace=False)
-        return stack([self.memory[int(slot)] for slot in slots])
+        return stack(self._some(self.memory, step, rng))
+
+    def _some(self, memory: Window[T], step: int, rng: np.random.Generator) -> list[T]:
+        """Fill a memory with what is new in a step, and draw the step's triplets from it."""
+        o = self.options
+        memory.advance((step + 1) * o.fresh + max(o.first, o.triplets))
+        return [memory[int(slot)] for slot in rng.choice(len(memory), o.triplets, replace=False)]
 
     def _kept(self, rng: np.random.Generator) -> TripletMaps:
         """One triplet for the memory."""
         return self._see(self.net, [self.sampler.triplet(rng)], self.images, rng)
+
+    @torch.no_grad()
+    def _kept_samples(self, rng: np.random.Generator) -> Samples:
+        """The search crops of one triplet, for the memory of a run that leaves the maps as they are."""
+        seen = self._kept(rng)
+        samples = make_samples(self.net, self.detect(self.net, seen), seen.boxes)
+        keep = torch.bfloat16 if self.bf16 else torch.float32
+        return replace(samples, inputs=tuple(part.to(keep) for part in samples.inputs))
 
     def inner(self, net: GuidedDetector) -> InnerLoop:
         """The inner loop of a detector."""
@@ -393,11 +412,17 @@ class GuidedTraining(Run):
 
     def losses(self, step: int) -> dict[str, Tensor]:
         """The detector's loss, on the query frames after the inner steps once the first phase is over."""
-        batch = self.batch(step)
-        with torch.set_grad_enabled(self.options.maps_rate > 0):
-            candidates = self.detect(self.net, batch)
-        samples = make_samples(self.net, candidates, batch.boxes)
         terms: dict[str, Tensor] = {}
+        if self.frozen and not self.options.maps_rate:
+            samples = concatenate(self._some(self.seen, step, self.generator(step)))
+            samples = replace(samples, inputs=tuple(part.float() for part in samples.inputs))
+        else:
+            batch = self.batch(step)
+            with torch.set_grad_enabled(self.options.maps_rate > 0):
+                candidates = self.detect(self.net, batch)
+                if candidates.rpn is not None:
+                    terms["proposals"] = first_stage_loss(self.net, candidates.rpn, batch.boxes).mean()
+            samples = make_samples(self.net, candidates, batch.boxes)
         if self.adapting:
             found = outcome(self.net.head, self.triplets(samples), self.inner(self.net))
             terms["before"], terms["after"] = found.before.mean(), found.after.mean()
@@ -408,12 +433,11 @@ class GuidedTraining(Run):
                 terms["total"] = terms["total"] + self.options.harm * worse.mean()
         # This head shapes the guided maps in both phases. From the query frames after the inner steps alone, the maps
         # learned those frames by heart: training losses fell, and the held-out ones of both heads rose.
-        plain = self.conventional(*candidates.inputs)
+        plain = self.conventional(*samples.inputs)
         terms["conventional"] = detection_loss(plain, samples).mean()
         # In the first phase this head and the detector's own are one and the same.
         terms["total"] = terms.get("total", torch.zeros((), device=self.device)) + terms["conventional"]
-        if candidates.rpn is not None:
-            terms["proposals"] = first_stage_loss(self.net, candidates.rpn, batch.boxes).mean()
+        if "proposals" in terms:
             terms["total"] = terms["total"] + terms["proposals"]
         return terms
 
