@@ -164,7 +164,7 @@ def test_clnet_adjustment(published: Published, compat: str) -> None:
             delta_w, delta_b, share = network(latent)
             s.check(f"{key}.delta_w", delta_w, MAGNIFIED)
             s.check(f"{key}.delta_b", delta_b, MAGNIFIED)
-            shares[branch].append((float(share), float(s[f"{key}.layer_weight"])))
+            shares[branch].append((float(share), s[f"{key}.layer_weight"].item()))
     # One number a level, of which some are close to zero: the stage is all of a branch's, as it is for the softmax.
     for branch, pairs in shares.items():
         found, expected = np.array(pairs).T
