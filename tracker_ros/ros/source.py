@@ -117,13 +117,13 @@ class ImageSource(Node):
                 self._spin_for(_SETTLE)
             index = 1 if self._sent else 0
             limit, laps = int(self.get_parameter("limit").value), 0
-            due = time.monotonic()
+            due: float | None = None  # from the first image that is ready on
             while True:
                 if not self._playing:
                     self._spin_until(lambda: self._playing)
                     # the first image may have been sent meanwhile, on request
                     index = max(index, 1 if self._sent else 0)
-                    due = time.monotonic()
+                    due = None
                 if 0 < limit <= laps + index:
                     break
                 picture = self._clip.read(index)  # made ready ahead of its time
@@ -132,6 +132,8 @@ class ImageSource(Node):
                         break
                     laps, index = laps + index, 0
                     continue
+                if due is None:
+                    due = time.monotonic()
                 if not self._clip.live:
                     self._spin_for(due - time.monotonic())
                 if self._wait_for_tracker and self._sent:
