@@ -12,6 +12,7 @@ from tracker_ros.training.data import (
     ImagePool,
     TrainingImage,
     add_flights,
+    apart,
     make_pool,
     pyramid,
     read_images,
@@ -72,6 +73,21 @@ def test_split_never_shares_an_image() -> None:
     assert len(names[0] | names[1]) == 40
     assert [len(s) for s in training.sequences] == [3]
     assert [held_out.images[i].name for i in held_out.sequences[0]] == ["3.jpg", "4.jpg", "5.jpg"]
+
+
+def test_targets_of_two_trainings_are_apart() -> None:
+    pool = ImagePool([_image(seed=i) for i in range(40)], [[0, 1, 2], [3, 4, 5], [6, 7]], loose={"x"})
+    maps, head = apart(pool)
+    names = {image.name for image in maps.images}, {image.name for image in head.images}
+    assert not names[0] & names[1]
+    assert len(names[0] | names[1]) == 40
+    assert len(names[1]) == 3 + 11
+    assert [[part.images[i].name for i in video] for part in (maps, head) for video in part.sequences] == [
+        ["3.jpg", "4.jpg", "5.jpg"],
+        ["6.jpg", "7.jpg"],
+        ["0.jpg", "1.jpg", "2.jpg"],
+    ]
+    assert maps.loose == head.loose == pool.loose
 
 
 def test_flights_have_boxes_only_where_the_target_is_seen() -> None:

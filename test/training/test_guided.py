@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import os
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,8 +17,10 @@ from tracker_ros import weights
 from tracker_ros.networks.backbones import BACKBONE18
 from tracker_ros.networks.detection import GuidedDetector
 from tracker_ros.training.augment import render
+from tracker_ros.training.command import add_arguments
 from tracker_ros.training.data import ImagePool, add_flights, make_pool, split
-from tracker_ros.training.guided import GuidedOptions, GuidedTraining, TripletSampler
+from tracker_ros.training.guided import GuidedOptions, GuidedTraining, TripletSampler, build
+from tracker_ros.training.run import with_settings
 from tracker_ros.training.sets import SetOptions
 
 SHARED = Path(os.environ.get("TRACKER_ROS_SHARED", Path(__file__).parents[3] / "shared"))
@@ -137,6 +141,45 @@ def test_head_alone_learns_where_the_maps_stay(pool: ImagePool, ssd: GuidedDetec
     assert terms["total"] == pytest.approx(expected, rel=1e-4)
     changed = {key for key, value in run.net.named_parameters() if not torch.equal(value, before[key])}
     assert {key.split(".")[0] for key in changed} == {"head", "log_rates"}
+
+
+def test_choice_of_targets_is_checked() -> None:
+    assert with_settings(GuidedOptions(), ["targets=head"]).targets == "head"
+    with pytest.raises(ValueError, match=r"targets=heads: expected all, maps or head"):
+        with_settings(GuidedOptions(), ["targets=heads"])
+
+
+def test_second_run_goes_on_with_both_heads_on_other_targets(ssd: GuidedDetector, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TRACKER_ROS_MODELS", str(tmp_path))
+    weights.save(tmp_path / f"{BACKBONE18}.safetensors", ssd.backbone, BACKBONE18, "random")
+    (tmp_path / "jpg").mkdir()
+    names = [f"{number}.jpg" for number in range(12)]
+    for name in names:
+        cv2.imwrite(str(tmp_path / "jpg" / name), np.full((120, 160, 3), 90, np.uint8))
+    rows = "".join(f"{name},x,40,30,50,40,1\n" for name in names)
+    (tmp_path / "boxes.csv").write_text("image,source,x,y,w,h,label\n" + rows)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+
+    def run(out: str, targets: str, *more: str) -> GuidedTraining:
+        settings = ["targets=" + targets, "steps=1", "validation=0", "memory=4", "first=4", "device=cpu", "bf16=false"]
+        command = ["guided_ssd18", "--out", str(tmp_path / out), "--images", str(tmp_path), *more]
+        return build(parser.parse_args(command + [word for s in settings for word in ("--set", s)]))
+
+    first = run("first", "maps")
+    with torch.no_grad():
+        first.conventional.cls[0].bias.fill_(7.0)  # a head that went its own way
+    both = first.average
+    both["conventional"].load_state_dict(first.conventional.state_dict())
+    first.out.mkdir()
+    first.on_save()
+    second = run("second", "head", "--base", str(tmp_path / "first" / "guided_ssd18.safetensors"))
+    torch.testing.assert_close(second.conventional.cls[0].bias, torch.full_like(second.conventional.cls[0].bias, 7.0))
+    torch.testing.assert_close(second.net.head.state_dict(), first.net.head.state_dict(), rtol=1e-3, atol=1e-3)
+    names_of = [{image.name for image in run.sampler.pool.images} for run in (first, second)]
+    assert names_of[0]
+    assert names_of[1]
+    assert not names_of[0] & names_of[1]
 
 
 @pytest.mark.slow

@@ -114,7 +114,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base",
         type=Path,
-        help="weights of the tracker that a recipe builds on (clnet, siamrn), else the shipped ones",
+        help="weights of the tracker that a recipe builds on (clnet, siamrn), else the shipped ones; "
+        "weights to go on from (guided detectors)",
     )
     parser.add_argument("--backbone", type=Path, help="distill.pt of a distill run (dimp18)")
     parser.add_argument(

@@ -327,10 +327,21 @@ def make_pool(
 
 def split(pool: ImagePool, every: int = 12) -> tuple[ImagePool, ImagePool]:
     """Hold out every `every`-th image and, of several videos, the last: (for training, held out)."""
+    last = len(pool.sequences) - 1
+    return _divide(pool, lambda video: 0 < video == last, every)
+
+
+def apart(pool: ImagePool, every: int = 3) -> tuple[ImagePool, ImagePool]:
+    """Every `every`-th video and image (second), and the others (first): for two trainings on different targets."""
+    return _divide(pool, lambda video: video % every == 0, every)
+
+
+def _divide(pool: ImagePool, second: Callable[[int], bool], every: int) -> tuple[ImagePool, ImagePool]:
+    """Put the videos that `second` names and every `every`-th other image into a second pool."""
     videos = {index for sequence in pool.sequences for index in sequence}
     parts = ImagePool(loose=pool.loose), ImagePool(loose=pool.loose)
     for number, sequence in enumerate(pool.sequences):
-        part = parts[number > 0 and number == len(pool.sequences) - 1]
+        part = parts[second(number)]
         start = len(part.images)
         part.images += [pool.images[index] for index in sequence]
         part.sequences.append(list(range(start, len(part.images))))

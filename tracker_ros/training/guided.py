@@ -40,7 +40,7 @@ from tracker_ros.networks.detection_loss import (
     support_loss,
 )
 from tracker_ros.training.augment import FramePlan, Matrix, View
-from tracker_ros.training.data import ImagePool
+from tracker_ros.training.data import ImagePool, apart
 from tracker_ros.training.device import HostImages, Renderer
 from tracker_ros.training.inputs import read_pools, require
 from tracker_ros.training.maml import InnerLoop, Triplet, adapted, outcome
@@ -59,6 +59,9 @@ class GuidedOptions(RunOptions):
     iterations. A frozen backbone and half an hour on a CPU want AdamW and smaller batches.
 
     Attributes:
+        targets: "all" the images; or "maps", two thirds of them, for a run that makes guided maps, and then "head", the
+            others, for one that leaves these as they are (`maps_rate`). Guided maps know the images that they learned
+            from: a head that learns on the same ones sees other features than those of new targets.
         conventional: share of the run that trains without inner steps.
         triplets: triplets in a batch.
         supports, queries: frames of each (paper: one and one). A single support crop has a shift and zoom of its own,
@@ -91,6 +94,7 @@ class GuidedOptions(RunOptions):
     save_minutes: float = 8.0
     rate: float = 1e-3
     warm_up: float = 0.05
+    targets: str = "all"
     conventional: float = 0.5
     triplets: int = 8
     supports: int = 4
@@ -111,6 +115,15 @@ class GuidedOptions(RunOptions):
     backbone_rate: float = 0.1
     extra_boxes: int = 16
     validation: int = 96
+
+    def __post_init__(self) -> None:
+        """Check the choice of images.
+
+        Raises:
+            ValueError: says what there is.
+        """
+        if self.targets not in ("all", "maps", "head"):
+            raise ValueError(f"targets={self.targets}: expected all, maps or head")
 
 
 #: How frames are drawn.
@@ -257,6 +270,7 @@ class GuidedTraining(Run):
         options: see `GuidedOptions`.
         layout: how frames are drawn.
         images, held_out_images: where the pixels of the two pools are made; by default on the host.
+        conventional: where the conventional head starts; by default as the detector's own.
     """
 
     def __init__(
@@ -270,6 +284,7 @@ class GuidedTraining(Run):
         layout: SetOptions | None = None,
         images: Renderer | None = None,
         held_out_images: Renderer | None = None,
+        conventional: nn.Module | None = None,
     ) -> None:
         super().__init__(out, options)
         self.name = network
@@ -277,7 +292,7 @@ class GuidedTraining(Run):
         self.net = channels_last(detector).to(self.device).train()
         self.frozen = self.net.config.frozen
         #: The head that never takes inner steps in training.
-        self.conventional = copy.deepcopy(self.net.head)
+        self.conventional = (conventional or copy.deepcopy(self.net.head)).to(self.device).train()
         drawn = replace(layout or TRIPLETS, convention=options.convention)
         self.sampler = TripletSampler(pool, self.net, options.supports, options.queries, drawn, tight=True)
         self.images = images or HostImages(pool, self.device)
@@ -509,11 +524,12 @@ class GuidedTraining(Run):
             f"{self.options.inner_steps} inner steps"
         )
         shared = BACKBONE18 if self.frozen else None
-        weights.save(self.out / f"{self.name}.safetensors", net, self.name, origin, backbone=shared)
+        path = self.out / f"{self.name}.safetensors"
+        weights.save(path, net, self.name, origin, backbone=shared)
         ablated = copy.deepcopy(net)
         ablated.head.load_state_dict(both["conventional"].state_dict())
-        path = self.out / f"{self.name}_conventional.safetensors"
-        weights.save(path, ablated, self.name, f"{origin}; conventionally trained head", backbone=shared)
+        origin = f"{origin}; conventionally trained head"
+        weights.save(_conventional(path), ablated, self.name, origin, backbone=shared)
 
 
 def _best(
@@ -527,10 +543,16 @@ def _best(
     return net.decode(found.loc[at, best], boxes[at, best])
 
 
+def _conventional(path: Path) -> Path:
+    """Where a run leaves the conventional head of the weights in `path`."""
+    return path.with_name(f"{path.stem}_conventional.safetensors")
+
+
 def build(args: argparse.Namespace) -> GuidedTraining:
     """The recipe that ``args.recipe`` names, which is the network's name too.
 
-    ``--base`` starts from other weights of the network. A full-size one starts with a random backbone otherwise.
+    ``--base`` starts from other weights of the network, and the conventional head from those that the base's run left
+    beside them, where it did. A full-size network starts with a random backbone otherwise.
 
     Raises:
         ValueError, FileNotFoundError: something that it needs is not given or not there.
@@ -542,7 +564,15 @@ def build(args: argparse.Namespace) -> GuidedTraining:
     assert isinstance(detector, GuidedDetector)
     if detector.config.frozen:
         weights.load_backbone(detector.backbone, BACKBONE18)
+    conventional: nn.Module | None = None
     if args.base is not None:
         weights.load(args.base, detector, args.recipe)
+        beside = _conventional(args.base)
+        if beside.is_file():
+            other = copy.deepcopy(detector)
+            weights.load(beside, other, args.recipe)
+            conventional = other.head
     pool, held_out = read_pools(args)
-    return GuidedTraining(args.recipe, detector, pool, held_out, args.out, options)
+    if options.targets != "all":
+        pool = dict(zip(("maps", "head"), apart(pool), strict=True))[options.targets]
+    return GuidedTraining(args.recipe, detector, pool, held_out, args.out, options, conventional=conventional)
