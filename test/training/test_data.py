@@ -90,6 +90,16 @@ def test_targets_of_two_trainings_are_apart() -> None:
     assert maps.loose == head.loose == pool.loose
 
 
+def test_videos_of_one_photograph_stay_together() -> None:
+    shown = [_image(seed=i) for i in (0, 1, 2, 3, 1, 2, 0)]  # two videos and a still share photographs
+    pool = ImagePool([*shown, *(_image(seed=i) for i in range(9, 15))], [[0, 1], [2, 3], [4, 5]])
+    for every in (2, 3, 4):
+        maps, head = apart(pool, every)
+        assert not {image.name for image in maps.images} & {image.name for image in head.images}
+        assert maps.images
+        assert len(head.sequences) == 3
+
+
 def test_flights_have_boxes_only_where_the_target_is_seen() -> None:
     pool = ImagePool()
     add_flights(pool, [1000], 3, step=90)

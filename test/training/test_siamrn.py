@@ -14,7 +14,7 @@ from tracker_ros.networks.backbones import SharedBackboneConfig
 from tracker_ros.networks.resnet import ResNetConfig
 from tracker_ros.networks.siamban import SIAMBAN18, SiamBANConfig, SiamBANNet
 from tracker_ros.networks.siamrn import SiamRNConfig, SiamRNNet
-from tracker_ros.training.data import ImagePool, TrainingImage, pyramid
+from tracker_ros.training.data import ImagePool, TrainingImage, image_groups, pyramid
 from tracker_ros.training.pairs import PairOptions, PairSampler
 from tracker_ros.training.siamrn import (
     ObjectIndex,
@@ -25,7 +25,6 @@ from tracker_ros.training.siamrn import (
     clipped,
     draw_samples,
     form_pairs,
-    image_groups,
     list_objects,
     matching_loss,
     refine,

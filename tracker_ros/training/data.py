@@ -328,26 +328,47 @@ def make_pool(
 def split(pool: ImagePool, every: int = 12) -> tuple[ImagePool, ImagePool]:
     """Hold out every `every`-th image and, of several videos, the last: (for training, held out)."""
     last = len(pool.sequences) - 1
-    return _divide(pool, lambda video: 0 < video == last, every)
+    return _divide(pool, lambda video: 0 < video == last, lambda image: image % every == 0)
 
 
 def apart(pool: ImagePool, every: int = 3) -> tuple[ImagePool, ImagePool]:
-    """Every `every`-th video and image (second), and the others (first): for two trainings on different targets."""
-    return _divide(pool, lambda video: video % every == 0, every)
+    """Two parts for trainings on different images: every `every`-th of `image_groups` is in the second."""
+    second = image_groups(pool) % every == 0
+    return _divide(pool, lambda video: bool(second[pool.sequences[video][0]]), lambda image: bool(second[image]))
 
 
-def _divide(pool: ImagePool, second: Callable[[int], bool], every: int) -> tuple[ImagePool, ImagePool]:
-    """Put the videos that `second` names and every `every`-th other image into a second pool."""
+def image_groups(pool: ImagePool) -> NDArray[np.int64]:
+    """A number for each image of a pool; images of one video or one file, and videos that share a file, have the same.
+
+    Videos are counted before stills.
+    """
+    keys = [(image.source, image.name) for image in pool.images]
+    groups: dict[tuple[str, str], int] = {}
+    stills = [[index] for index in range(len(keys))]
+    for number, members in enumerate([*pool.sequences, *stills]):
+        linked = {groups[keys[index]] for index in members if keys[index] in groups}
+        group = min(linked, default=number)
+        if len(linked) > 1:
+            groups = {key: group if value in linked else value for key, value in groups.items()}
+        groups.update(dict.fromkeys((keys[index] for index in members), group))
+    order = {group: number for number, group in enumerate(sorted(set(groups.values())))}
+    return np.array([order[groups[key]] for key in keys], np.int64)
+
+
+def _divide(
+    pool: ImagePool, video_second: Callable[[int], bool], still_second: Callable[[int], bool]
+) -> tuple[ImagePool, ImagePool]:
+    """Put the videos and the stills of which the two functions say so into a second pool."""
     videos = {index for sequence in pool.sequences for index in sequence}
     parts = ImagePool(loose=pool.loose), ImagePool(loose=pool.loose)
     for number, sequence in enumerate(pool.sequences):
-        part = parts[second(number)]
+        part = parts[video_second(number)]
         start = len(part.images)
         part.images += [pool.images[index] for index in sequence]
         part.sequences.append(list(range(start, len(part.images))))
     for index, image in enumerate(pool.images):
         if index not in videos:
-            parts[index % every == 0].images.append(image)
+            parts[still_second(index)].images.append(image)
     return parts
 
 

@@ -292,7 +292,9 @@ class GuidedTraining(Run):
         self.net = channels_last(detector).to(self.device).train()
         self.frozen = self.net.config.frozen
         #: The head that never takes inner steps in training.
-        self.conventional = (conventional or copy.deepcopy(self.net.head)).to(self.device).train()
+        self.conventional = copy.deepcopy(self.net.head)
+        if conventional is not None:
+            self.conventional.load_state_dict(conventional.state_dict())
         drawn = replace(layout or TRIPLETS, convention=options.convention)
         self.sampler = TripletSampler(pool, self.net, options.supports, options.queries, drawn, tight=True)
         self.images = images or HostImages(pool, self.device)

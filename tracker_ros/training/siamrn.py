@@ -34,7 +34,7 @@ from tracker_ros.networks.siamban import SIAMBAN18, SiamBANNet
 from tracker_ros.networks.siamese import STRIDE, Kernels, mix
 from tracker_ros.networks.siamrn import SIAMRN18, FusedRelation, RelationParts, RelationTemplate, SiamRNNet
 from tracker_ros.training.augment import View, cut, map_box
-from tracker_ros.training.data import ImagePool
+from tracker_ros.training.data import ImagePool, image_groups
 from tracker_ros.training.inputs import read_pools, require
 from tracker_ros.training.losses import balanced_cross_entropy, ellipse_labels
 from tracker_ros.training.pairs import CONTEXT, SEARCH_SIZE, TEMPLATE_SIZE, PairOptions, PairSampler
@@ -277,16 +277,6 @@ class ObjectIndex:
         if not len(allowed):
             raise ValueError("there are too few images to tell the target from objects of other ones; give more")
         return allowed
-
-
-def image_groups(pool: ImagePool) -> NDArray[np.int64]:
-    """A number for each image of a pool; images of one video, and of one file, have the same."""
-    numbers: dict[tuple[str, str], int] = {}
-    keys = [(image.source, image.name) for image in pool.images]
-    for sequence in pool.sequences:
-        for image in sequence:
-            keys[image] = keys[sequence[0]]
-    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
 
 
 def list_objects(sampler: PairSampler, count: int, rng: np.random.Generator) -> list[tuple[int, NDArray[np.float32]]]:
