@@ -265,6 +265,19 @@ def test_regression_stays_where_it_is_not_adapted() -> None:
     assert not torch.equal(target.parameters["cls.weight"], head.cls.weight)  # type: ignore[union-attr, arg-type]
 
 
+def test_updates_leave_the_regression_of_the_first_frame_where_they_learn_classes_only() -> None:
+    tracker = _tracker(update_regression=False)
+    tracker.initialize(_scene(_path(0)), _path(0))
+    target: Any = tracker._target
+    for index in range(1, 4):
+        tracker.track(_scene(_path(index)))
+    assert target.updates
+    head = tracker.network.head
+    assert not torch.equal(target.parameters["loc.weight"], head.loc.weight)  # type: ignore[union-attr, arg-type]
+    torch.testing.assert_close(target.parameters["loc.weight"], target.anchor["loc.weight"])
+    assert not torch.equal(target.parameters["cls.weight"], target.anchor["cls.weight"])
+
+
 def test_targets_together_are_what_they_are_alone() -> None:
     together, alone = _tracker(), [_tracker(), _tracker()]
     first = _scene(_path(0), _path(0, 1))

@@ -12,11 +12,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from tracker_ros import weights
 from tracker_ros.networks.backbones import BACKBONE18
 from tracker_ros.networks.detection import GuidedDetector
-from tracker_ros.training.augment import render
+from tracker_ros.training.augment import FramePlan, Photometric, render
 from tracker_ros.training.command import add_arguments
 from tracker_ros.training.data import ImagePool, add_flights, make_pool, split
 from tracker_ros.training.guided import GuidedOptions, GuidedTraining, TripletSampler, build
@@ -77,6 +78,37 @@ def test_frames_follow_the_exemplar_in_time(pool: ImagePool, ssd: GuidedDetector
         shown = [frame.layers[0].image for frame in (plan.exemplar, *plan.frames)]
         assert shown == sorted(shown)
         assert plan.boxes.shape == (4, 4)
+
+
+def test_support_crops_of_the_first_frame_show_it_moved(pool: ImagePool, ssd: GuidedDetector) -> None:
+    """What lies in the box is what the exemplar shows, mirrored or not; the query frames are later ones as ever."""
+    layout = SetOptions(distractors=1.0, absent=0.0, transplant=0.5)
+    sampler = TripletSampler(ImagePool(pool.images), ssd, supports=4, queries=2, layout=layout, first_frame=1.0)
+    later = TripletSampler(ImagePool(pool.images), ssd, supports=4, queries=2, layout=layout)
+    side = ssd.config.search
+
+    def inside(plan: FramePlan, box: NDArray[np.float32], size: int) -> NDArray[np.float64]:
+        x, y = box[:2] - box[2:] / 2
+        matrix = np.array([[32 / box[2], 0, -32 * x / box[2]], [0, 32 / box[3], -32 * y / box[3]]])
+        return cv2.warpAffine(render(pool.images, plan, size), matrix, (32, 32)).astype(float)
+
+    mirrored = 0
+    for seed in range(8):
+        plan = sampler.triplet(np.random.default_rng(seed))
+        look = replace(plan.exemplar, look=Photometric())
+        wanted = inside(look, plan.exemplar_box, ssd.config.exemplar)
+        centre = np.abs(plan.boxes[0, :2] - side / 2)
+        assert centre.max() < 1e-3
+        for frame, box in zip(plan.frames[:4], plan.boxes[:4], strict=True):
+            found = inside(replace(frame, look=Photometric()), box, side)
+            errors = [np.abs(np.roll(view, (dy, dx), (0, 1)) - wanted)[4:-4, 4:-4].mean()
+                      for view in (found, found[:, ::-1]) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]  # fmt: skip
+            assert min(errors) < 14
+            mirrored += int(np.argmin(errors) >= 9)
+        queries = later.triplet(np.random.default_rng(seed)).frames[4:]
+        for frame, same in zip(plan.frames[4:], queries, strict=True):
+            np.testing.assert_array_equal(frame.layers[0].matrix, same.layers[0].matrix)
+    assert 4 <= mirrored <= 20
 
 
 def test_absent_targets_have_no_box(pool: ImagePool, ssd: GuidedDetector) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tracker_ros.networks.detection import Detections
-from tracker_ros.networks.detection_loss import Samples
+from tracker_ros.networks.detection_loss import Samples, concatenate
 from tracker_ros.training.maml import InnerLoop, Triplet, outcome
 
 
@@ -65,6 +65,18 @@ def test_outer_gradient_agrees_with_finite_differences(triplets: list[Triplet]) 
     expected = torch.tensor(numeric).double()
     torch.testing.assert_close(second, expected, rtol=1e-5, atol=1e-7)
     assert (first - expected).norm() > 0.05 * expected.norm()
+
+
+def test_every_query_frame_has_its_loss(triplets: list[Triplet]) -> None:
+    torch.manual_seed(0)
+    head = Head(6).double()
+    first, second = triplets[:2]
+    both = Triplet(first.support, concatenate([first.query, second.query]))
+    found = outcome(head, [both], InnerLoop(0.2, 2))
+    alone = [outcome(head, [Triplet(first.support, query)], InnerLoop(0.2, 2)) for query in (first.query, second.query)]
+    assert found.after.shape == found.before.shape == (1, 2)
+    torch.testing.assert_close(found.after, torch.cat([one.after for one in alone], 1))
+    torch.testing.assert_close(found.before, torch.cat([one.before for one in alone], 1))
 
 
 def test_learned_rates_get_a_gradient(triplets: list[Triplet]) -> None:

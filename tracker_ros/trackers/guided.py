@@ -67,6 +67,9 @@ class GuidedOptions(SearchOptions):
         10.0, "longest gradient of a step; with the anchor it bounds how far a head can drift", low=1e-3, high=1e6
     )
     adapt_regression: bool = option(True, "adapt the regression along with the classification")
+    update_regression: bool = option(
+        True, "adapt it in updates too; false: on the first frame only, the one whose box is not the tracker's own"
+    )
     init_samples: int = option(16, "augmented samples of the first frame", low=1, high=64)
     init_shift: float = option(1.0, "largest offset of the target in them, over its size", low=0.0, high=2.0)
     init_scale: float = option(0.15, "deviation of the logarithm of their zoom", low=0.0, high=0.5)
@@ -219,6 +222,7 @@ class GuidedTracker(SearchTracker[GuidedTarget]):
         self._theta = {name: value.detach() for name, value in head_parameters(self.network.head).items()}
         self._rates = {name: float(rate) for name, rate in self.network.inner_rates(options.inner_rate).items()}
         self._regression = 1.0 if options.adapt_regression else 0.0
+        self._update_regression = self._regression if options.update_regression else 0.0
 
     # --- first frame ---------------------------------------------------------------------------------------------
 
@@ -389,7 +393,7 @@ class GuidedTracker(SearchTracker[GuidedTarget]):
         if o.update_samples == 1:
             chosen = np.array([count - 1])
         samples = concatenate([target.memory[int(i)] for i in chosen])
-        loss = support_loss(self.network.head, samples, self._regression)
+        loss = support_loss(self.network.head, samples, self._update_regression)
         weight = o.anchor_weight if o.update == "maml_anchored" else 0.0
         target.parameters = anchored_update(
             loss, target.anchor, target.parameters, self._rates, weight, o.update_iterations, limit=o.gradient_limit

@@ -39,7 +39,7 @@ from tracker_ros.networks.detection_loss import (
     make_samples,
     support_loss,
 )
-from tracker_ros.training.augment import FramePlan, Matrix, View
+from tracker_ros.training.augment import FramePlan, View
 from tracker_ros.training.data import ImagePool, apart
 from tracker_ros.training.device import HostImages, Renderer
 from tracker_ros.training.inputs import read_pools, require
@@ -66,6 +66,9 @@ class GuidedOptions(RunOptions):
         triplets: triplets in a batch.
         supports, queries: frames of each (paper: one and one). A single support crop has a shift and zoom of its own,
             and five steps on it learn these; the tracker learns from many crops of the first frame too.
+        first_frame: share of the triplets whose support crops are what the tracker makes of its first frame: the
+            exemplar's frame, shifted, zoomed and mirrored. Those of the others are later frames, as in its updates.
+            Crops of one frame say less of what the target will look like, and want shorter steps.
         convention: deviation of how the boxes of a triplet differ from the annotation, see `SetOptions`. Where every
             target is boxed in the same way, a head can know all in advance and has nothing to learn from the support
             frames; this is the remedy of Rajendran et al., "Meta-learning requires meta-augmentation", NeurIPS 2020.
@@ -82,8 +85,8 @@ class GuidedOptions(RunOptions):
         maps_rate: learning rate of the layers that make the guided maps, relative to `rate`. 0 leaves them,
             and a backbone that is not frozen, as they are: no gradient is computed for them, and on a frozen backbone
             triplets are kept as the head sees them, so that no map is made twice.
-        harm: weight of how much, plus `harm_margin`, the inner steps raise a query loss. The mean alone rewards a few
-            large gains over a lower loss on nearly every triplet.
+        harm: weight of how much, plus `harm_margin`, the inner steps raise the loss of each query frame. The mean alone
+            rewards a few large gains over a lower loss on nearly every frame.
         harm_margin: see `harm`.
         backbone_rate: learning rate of a backbone that is not frozen, relative to `rate`.
         extra_boxes: boxes around the target that are added to a two-stage detector's proposals.
@@ -99,6 +102,7 @@ class GuidedOptions(RunOptions):
     triplets: int = 8
     supports: int = 4
     queries: int = 1
+    first_frame: float = 0.0
     convention: float = 0.12
     fresh: int = 4
     first: int = 200
@@ -156,6 +160,7 @@ class TripletSampler(SetSampler):
         pool: the images.
         network: says how large crops are and what they show.
         supports, queries: frames of each.
+        first_frame: see `GuidedOptions`.
         layout: how frames are drawn; sizes and counts follow from the other arguments.
         tight: leave out what has loose boxes.
     """
@@ -168,9 +173,11 @@ class TripletSampler(SetSampler):
         queries: int = 1,
         layout: SetOptions | None = None,
         tight: bool = False,
+        first_frame: float = 0.0,
     ) -> None:
         self.config = network.config
         self.supports = supports
+        self.first_frame = first_frame
         layout = replace(
             layout or TRIPLETS,
             size=self.config.search,
@@ -189,8 +196,31 @@ class TripletSampler(SetSampler):
         zoom = (config.exemplar / config.exemplar_context) / (config.search / config.search_context)
         shift = config.exemplar / 2 - zoom * config.search / 2
         exemplar_box = boxes[0] * zoom + np.array([shift, shift, 0, 0], np.float32)
-        exemplar = _zoomed(drawn.frames[0], zoom, shift)
-        return TripletPlan(exemplar, exemplar_box, drawn.frames[1:], boxes[1:] * drawn.present[1:, None])
+        exemplar = _moved(drawn.frames[0], (zoom, zoom), (shift, shift))
+        boxes *= drawn.present[:, None]
+        frames = drawn.frames[1:]
+        if self.first_frame and rng.random() < self.first_frame:
+            for number in range(self.supports):
+                frames[number], boxes[1 + number] = self._seen_anew(drawn.frames[0], boxes[0], number > 0, rng)
+        return TripletPlan(exemplar, exemplar_box, frames, boxes[1:])
+
+    def _seen_anew(
+        self, plan: FramePlan, box: NDArray[np.float32], change: bool, rng: np.random.Generator
+    ) -> tuple[FramePlan, NDArray[np.float32]]:
+        """The exemplar's frame as the tracker cuts it at its start, and the target there (cx, cy, w, h).
+
+        The distributions are those of the tracker's options `init_shift` and `init_scale`.
+        """
+        side = self.config.search
+        centre, zoom, mirror = box[:2].astype(np.float64), 1.0, 1.0
+        if change:
+            zoom = math.exp(-float(rng.normal(0.0, 0.15)))
+            centre = centre + rng.uniform(-1.0, 1.0, 2) * math.sqrt(float(box[2] * box[3]))
+            mirror = 1.0 if rng.random() < 0.5 else -1.0
+        scale = np.array([mirror * zoom, zoom])
+        shift = side / 2 - scale * centre
+        moved = np.concatenate([scale * box[:2] + shift, zoom * box[2:]]).astype(np.float32)
+        return _moved(plan, (scale[0], scale[1]), (shift[0], shift[1])), moved
 
     def _from_video(self, rng: np.random.Generator) -> list[tuple[int, NDArray[np.float32]]]:
         """Frames of a random segment, in temporal order."""
@@ -215,18 +245,17 @@ class TripletSampler(SetSampler):
         )
 
 
-def _zoomed(plan: FramePlan, zoom: float, shift: float) -> FramePlan:
-    """A plan for a crop whose pixels lie at ``zoom * p + shift``."""
-    offset = np.array([[0, 0, shift], [0, 0, shift]])
-
-    def move(matrix: Matrix) -> Matrix:
-        return zoom * matrix + offset
-
+def _moved(plan: FramePlan, scale: tuple[float, float], shift: tuple[float, float]) -> FramePlan:
+    """A plan for a crop whose pixels lie at ``scale * p + shift``, in x and in y; a negative scale mirrors."""
+    factor, offset = np.array(scale)[:, None], np.array([[0, 0, shift[0]], [0, 0, shift[1]]])
     layers = []
-    for layer in plan.layers:
+    for number, layer in enumerate(plan.layers):
         x, y, w, h = layer.region
-        region = (round(zoom * x + shift), round(zoom * y + shift), max(round(zoom * w), 1), max(round(zoom * h), 1))
-        layers.append(replace(layer, matrix=move(layer.matrix), region=region))
+        if number:  # the ground fills the crop, wherever it looks
+            x, w = (x, w) if scale[0] > 0 else (x + w, -w)
+            x, y = round(scale[0] * x + shift[0]), round(scale[1] * y + shift[1])
+            w, h = max(round(scale[0] * w), 1), max(round(scale[1] * h), 1)
+        layers.append(replace(layer, matrix=factor * layer.matrix + offset, region=(x, y, w, h)))
     return replace(plan, layers=tuple(layers))
 
 
@@ -296,7 +325,9 @@ class GuidedTraining(Run):
         if conventional is not None:
             self.conventional.load_state_dict(conventional.state_dict())
         drawn = replace(layout or TRIPLETS, convention=options.convention)
-        self.sampler = TripletSampler(pool, self.net, options.supports, options.queries, drawn, tight=True)
+        self.sampler = TripletSampler(
+            pool, self.net, options.supports, options.queries, drawn, tight=True, first_frame=options.first_frame
+        )
         self.images = images or HostImages(pool, self.device)
         key = (options.seed, *self.ranks, 7)
         self.memory = Window(self._kept, options.memory, key)

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tracker_ros.networks.adaptation import Parameters, Rates, adapt, head_parameters
-from tracker_ros.networks.detection_loss import Samples, support_loss
+from tracker_ros.networks.adaptation import Parameters, Rates, adapt, call, head_parameters
+from tracker_ros.networks.detection import Detections
+from tracker_ros.networks.detection_loss import Samples, detection_loss, support_loss
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,11 @@ class Triplet(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Query losses of T triplets.
+    """Query losses of T triplets with Q query frames each.
 
     Attributes:
-        before: T, of the head as it is (no gradient).
-        after: T, of the head adapted to each triplet's support frames.
+        before: TxQ, of the head as it is (no gradient).
+        after: TxQ, of the head adapted to each triplet's support frames.
     """
 
     before: Tensor
@@ -58,7 +59,7 @@ class Outcome(NamedTuple):
     @property
     def improved(self) -> float:
         """Share of the triplets whose query loss the inner steps made lower."""
-        return float((self.after < self.before).double().mean())
+        return float((self.after.mean(1) < self.before.mean(1)).double().mean())
 
 
 def adapted(head: nn.Module, triplet: Triplet, inner: InnerLoop) -> Parameters:
@@ -75,8 +76,14 @@ def outcome(head: nn.Module, triplets: Sequence[Triplet], inner: InnerLoop) -> O
     """
     before, after = [], []
     for triplet in triplets:
-        query = support_loss(head, triplet.query)
-        after.append(query(adapted(head, triplet, inner)))
+        after.append(_query_loss(head, adapted(head, triplet, inner), triplet.query))
         with torch.no_grad():
-            before.append(query(head_parameters(head)))
+            before.append(_query_loss(head, head_parameters(head), triplet.query))
     return Outcome(torch.stack(before), torch.stack(after))
+
+
+def _query_loss(head: nn.Module, theta: Parameters, query: Samples) -> Tensor:
+    """The loss of each query frame: Q."""
+    found = call(head, theta, *query.inputs)
+    assert isinstance(found, Detections)
+    return detection_loss(found, query)
