@@ -80,6 +80,7 @@ def test_trackers_and_their_options_are_listed(capsys) -> None:
         (["evaluate", "--tracker", "kcf", "--sequences", "/nowhere"], "there is no folder '/nowhere'"),
         (["evaluate", "--tracker", "kcf", "--sequences", "/", "--realtime", "0"], "realtime is a frame rate above 0"),
         (["evaluate", "--tracker", "kcf", "--sequences", "/", "--realtime", "9", "--protocol", "vot"], "'ope' only"),
+        (["evaluate", "--tracker", "kcf", "--sequences", "/", "--starts", "2", "--protocol", "vot"], "'ope' only"),
         (["evaluate", "--tracker", "kcf", "--sequences", "/", "--jobs", "0"], "--jobs must be at least 1"),
         (["benchmark", "--tracker", "nano"], "'nano' needs your ONNX file"),
         (["benchmark", "--tracker", "kcf", "--size", "big"], "--size is WIDTHxHEIGHT, got 'big'"),

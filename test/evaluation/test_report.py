@@ -15,7 +15,7 @@ from tracker_ros.evaluation import provenance, vot
 from tracker_ros.evaluation import report as reports
 from tracker_ros.evaluation.plots import COLOURS, draw_bars, draw_curves, draw_strip
 from tracker_ros.evaluation.runs import Protocol, Track
-from tracker_ros.evaluation.sequences import Sequence, load_sequence
+from tracker_ros.evaluation.sequences import Sequence, load_sequence, with_starts
 
 
 def _track(sequence: Sequence, shift: float = 0.0, score: float = 0.95, state: int = 1) -> Track:
@@ -112,6 +112,18 @@ def test_table_ranks_by_auc(pair, tracks) -> None:
     assert lines[2].split()[0] == "bad"
     assert any(line.split() == ["short", "0.952", "0.317"] for line in lines)
     assert lines[-1] == "against the clock: frames came at 30 Hz"
+
+
+def test_table_has_the_mean_over_the_starts_of_a_sequence(make_sequence) -> None:
+    sequence = load_sequence(make_sequence("car", ["10,10,8,8"] * 5))
+    pair = with_starts(sequence, 2)
+    tracks = {s.name: _track(s) for s in pair}
+    tracks["car~left"].boxes[:] += 100
+    lines = reports.table(reports.summarize({"one": tracks}, pair)).splitlines()
+    apart = [reports.summarize({"one": tracks}, [s])["trackers"]["one"]["mean"]["auc"] for s in pair]
+    assert apart[0] > 0.9 > 0.1 > apart[1]
+    assert ["car", f"{sum(apart) / 2:.3f}"] in [line.split() for line in lines]
+    assert not any("~left" in line for line in lines)
 
 
 def test_files_are_written_and_json_has_no_nan(pair, tracks, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from tracker_ros.evaluation.sequences import (
     load_sequence,
     read_boxes,
     read_image,
+    with_starts,
 )
 
 ROWS = ["10,20,8,6", "11,20,8,6", "12,20,8,6"]
@@ -147,3 +148,19 @@ def test_absent_frames_are_nan(make_sequence) -> None:
     sequence = load_sequence(make_sequence("gone", [*ROWS, "nan,nan,nan,nan"]))
     assert sequence.absent.tolist() == [False, False, False, True]
     assert all(math.isnan(v) for v in sequence.truth[3])
+
+
+def test_other_starts_are_a_little_off(make_sequence) -> None:
+    sequence = load_sequence(make_sequence("car", ["10,20,20,10", "11,20,20,10"]))
+    found = with_starts(sequence, 13)
+    assert found[0] is sequence
+    boxes = {other.name: other.first_box for other in found}
+    assert len(boxes) == 13
+    assert boxes["car~left"] == pytest.approx((8, 20, 20, 10))
+    assert boxes["car~right-down"] == pytest.approx((12, 21, 20, 10))
+    assert boxes["car~smaller"] == pytest.approx((12, 21, 16, 8))
+    for other in found:
+        np.testing.assert_array_equal(other.truth, sequence.truth)
+    assert [other.name for other in with_starts(sequence, 2)] == ["car", "car~left"]
+    with pytest.raises(ValueError, match="1 to 13 starts, got 14"):
+        with_starts(sequence, 14)

@@ -193,7 +193,10 @@ def table(report: Mapping[str, Any], *, per_sequence: bool = True) -> str:
         name_width = max(len(name) for name in [*names, title]) + 2
         widths = [max(10, len(label) + 2) for label, _ in ranked]
         rows = {title: [label for label, _ in ranked]}
-        rows |= {name: [_sequence_cell(own["sequences"][name]) for _, own in ranked] for name in names}
+        starts = {name: [other for other in names if other.split(seq.START_MARK)[0] == name] for name in names}
+        for name, own_starts in starts.items():
+            if own_starts:
+                rows[name] = [_sequence_cell([own["sequences"][other] for other in own_starts]) for _, own in ranked]
         lines.append("")
         for name, cells in rows.items():
             row = (cell.rjust(column) for cell, column in zip(cells, widths, strict=True))
@@ -226,8 +229,11 @@ def _find(numbers: Mapping[str, Any], path: str) -> float:
     return float(found)
 
 
-def _sequence_cell(own: Mapping[str, Any]) -> str:
-    return f"{_cell(own['accuracy'], 3)} ({own['failures']})" if "failures" in own else _cell(own["auc"], 3)
+def _sequence_cell(starts: Sequence[Mapping[str, Any]]) -> str:
+    first = starts[0]
+    if "failures" in first:
+        return f"{_cell(first['accuracy'], 3)} ({first['failures']})"
+    return _cell(float(np.nanmean([own["auc"] for own in starts])), 3)
 
 
 def _cell(value: float, digits: int) -> str:

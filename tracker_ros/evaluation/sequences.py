@@ -18,7 +18,7 @@ import itertools
 import re
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -75,6 +75,7 @@ class Sequence:
             False, the first row is the box to start on and the others are NaN.
         known: there is a truth to measure against.
         stamps: when the images were taken, in nanoseconds; empty where nothing tells.
+        start: the box that trackers start on where it is not the first true one, see `with_starts`.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Sequence:
     truth: NDArray[np.float64]
     known: bool = True
     stamps: tuple[int, ...] = ()
+    start: Box | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -95,7 +97,7 @@ class Sequence:
     @property
     def first_box(self) -> Box:
         """The box that trackers start on."""
-        return Box(*(float(v) for v in self.truth[0]))
+        return self.start or Box(*(float(v) for v in self.truth[0]))
 
     def frame(self, index: int) -> Frame:
         """Read frame `index`: HxWx3 uint8, BGR.
@@ -104,6 +106,43 @@ class Sequence:
             InvalidSequence: it is no image.
         """
         return self.images[index]
+
+
+#: What stands between a sequence's name and that of a changed start.
+START_MARK = "~"
+#: How a first box is changed for another start, in the order of `with_starts`: shift over its size, and scale.
+STARTS: dict[str, tuple[float, float, float]] = {
+    **{"left": (-0.1, 0, 1), "right": (0.1, 0, 1), "up": (0, -0.1, 1), "down": (0, 0.1, 1)},
+    **{"smaller": (0, 0, 0.8), "larger": (0, 0, 1.2), "small": (0, 0, 0.9), "large": (0, 0, 1.1)},
+    **{"left-up": (-0.1, -0.1, 1), "right-down": (0.1, 0.1, 1)},
+    **{"right-up": (0.1, -0.1, 1), "left-down": (-0.1, 0.1, 1)},
+}
+
+
+def with_starts(sequence: Sequence, count: int) -> list[Sequence]:
+    """A sequence with `count` starts: from its first true box, and from boxes that are a little off.
+
+    The others are those of OTB's spatial robustness evaluation (Wu et al., "Online Object Tracking: A Benchmark", CVPR
+    2013, section 4): shifted by a tenth of the target's size, or scaled by 0.8 to 1.2 around its middle.
+
+    Args:
+        sequence: as it is.
+        count: 1 to 13.
+
+    Returns:
+        the sequence, and others named ``<name>~<change>``, whose truth is the same.
+
+    Raises:
+        ValueError: no such count.
+    """
+    if not 1 <= count <= 1 + len(STARTS):
+        raise ValueError(f"a sequence has 1 to {1 + len(STARTS)} starts, got {count}")
+    x, y, w, h = sequence.first_box
+    found = [sequence]
+    for name, (right, down, scale) in itertools.islice(STARTS.items(), count - 1):
+        box = Box.from_center(x + w * (0.5 + right), y + h * (0.5 + down), w * scale, h * scale)
+        found.append(replace(sequence, name=f"{sequence.name}{START_MARK}{name}", start=box))
+    return found
 
 
 def read_image(path: Path) -> Frame:
