@@ -1,5 +1,6 @@
 """Training of the Siamese trackers: scenes, replay, labels and losses by hand, resume."""
 
+import argparse
 from pathlib import Path
 
 import cv2
@@ -7,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from tracker_ros import weights
 from tracker_ros.geometry.crops import template_side
 from tracker_ros.networks.backbones import SharedBackbone, SharedBackboneConfig
 from tracker_ros.networks.siamban import SiamBANConfig, SiamBANNet
 from tracker_ros.networks.siamrpn import SiamRPNConfig, SiamRPNNet
 from tracker_ros.training import replay
+from tracker_ros.training.command import add_arguments
 from tracker_ros.training.data import ImagePool, TrainingImage, pyramid
 from tracker_ros.training.losses import (
     anchor_labels,
@@ -23,7 +26,7 @@ from tracker_ros.training.losses import (
     sample_labels,
 )
 from tracker_ros.training.pairs import PairOptions, PairSampler
-from tracker_ros.training.siamese import SiameseOptions, SiameseTraining, branch, start_heads
+from tracker_ros.training.siamese import SiameseOptions, SiameseTraining, branch, build, start_heads
 
 QUIET = PairOptions(distractors=0, transplant=0, occluder=0, absent=0, videos=0)
 
@@ -190,3 +193,24 @@ def test_only_the_heads_learn_and_the_loss_falls(pool: ImagePool, tmp_path: Path
     assert all(torch.equal(value, before[name]) for name, value in run.net.backbone.state_dict().items())
     figures = run.validate()
     assert 0 <= figures["v_iou"] <= figures["v_best"] <= 1
+
+
+def test_a_run_goes_on_from_weights_of_its_network(tmp_path: Path) -> None:
+    (tmp_path / "jpg").mkdir()
+    rows = []
+    for number in range(3):
+        picture = np.random.default_rng(number).integers(0, 255, (120, 160, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / "jpg" / f"{number}.jpg"), picture)
+        rows.append(f"{number}.jpg,x,40,30,50,40,1\n")
+    (tmp_path / "boxes.csv").write_text("image,source,x,y,w,h,label\n" + "".join(rows))
+    settings = ["steps=1", "searches=2", "scenes=4", "validation=0", "bf16=false", "angle=0.4"]
+    words = ["siamban", "--images", str(tmp_path), "--out", str(tmp_path / "run")]
+    words += ["--base", str(weights.shipped("siamban18")), *(word for s in settings for word in ("--set", s))]
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    run = build(parser.parse_args(words))
+    expected = weights.builders()["siamban18"]()
+    weights.load(weights.shipped("siamban18"), expected, "siamban18")
+    for name, value in expected.state_dict().items():
+        assert torch.equal(run.net.state_dict()[name], value), name
+    assert run.layout().angle == 0.4

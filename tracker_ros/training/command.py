@@ -115,7 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--base",
         type=Path,
         help="weights of the tracker that a recipe builds on (clnet, siamrn), else the shipped ones; "
-        "weights to go on from (guided detectors)",
+        "weights to go on from (guided detectors, siamrpn, siamrpnpp, siamban)",
     )
     parser.add_argument("--backbone", type=Path, help="distill.pt of a distill run (dimp18)")
     parser.add_argument(

@@ -60,6 +60,7 @@ class SiameseOptions(RunOptions):
         positives, negatives: samples of a comparison.
         hard: share of the negative samples that are the ones with the highest scores.
         location: weight of the location loss.
+        angle: standard deviation of a crop's rotation in radians, on half of them.
         validation: held-out scenes.
     """
 
@@ -75,6 +76,7 @@ class SiameseOptions(RunOptions):
     negatives: int = 48
     hard: float = 0.5
     location: float = 1.2
+    angle: float = 0.12
     validation: int = 64
 
 
@@ -155,7 +157,7 @@ class SiameseTraining(Run):
 
     def layout(self) -> PairOptions:
         """How scenes are drawn."""
-        return PairOptions()
+        return PairOptions(angle=self.options.angle)
 
     def learned(self) -> list[nn.Parameter]:
         """What is trained: all but the backbone."""
@@ -351,7 +353,10 @@ NETWORKS = {"siamrpn": "siamrpn18", "siamrpnpp": "siamrpnpp18", "siamban": "siam
 
 
 def build(args: argparse.Namespace) -> SiameseTraining:
-    """The recipes `siamrpn`, `siamrpnpp` and `siamban`: heads on the shipped backbone."""
+    """The recipes `siamrpn`, `siamrpnpp` and `siamban`: heads on the shipped backbone.
+
+    ``--base`` goes on from weights of the same network; see `take_level` for others.
+    """
     require(args, "--images")
     options = with_settings(SiameseOptions(), args.set)
     pool, held_out = read_pools(args)
@@ -362,7 +367,10 @@ def build(args: argparse.Namespace) -> SiameseTraining:
     weights.load_backbone(net.backbone, BACKBONE18)
     start_heads(net)
     if args.base is not None:
-        take_level(net, args.base)
+        if weights.network_of(args.base) == name:
+            weights.load(args.base, net, name)
+        else:
+            take_level(net, args.base)
     return SiameseTraining(name, net, pool, held_out, args.out, options)
 
 
