@@ -255,6 +255,17 @@ def test_a_set_is_boxed_in_one_way_that_need_not_be_the_annotation() -> None:
     assert max(covered) > 5
 
 
+def test_light_changes_as_much_as_asked() -> None:
+    spread = []
+    for strength in (0.0, 0.6, 1.5):
+        sampler = _sampler(photometric=strength)
+        plans = [frame for seed in range(20) for frame in sampler.plan(np.random.default_rng(seed)).frames]
+        gains = [plan.look.colour[:, :3].sum(1).mean() for plan in plans if plan.look.colour is not None]
+        spread.append(float(np.std(np.log(gains))))
+    assert spread[0] < 1e-9
+    assert 1.8 * spread[1] < spread[2] < 3.2 * spread[1]
+
+
 def test_a_pool_without_usable_boxes_is_refused() -> None:
     with pytest.raises(ValueError, match="no image of the pool has a usable box"):
         SetSampler(ImagePool([_image(boxes=[[0, 0, 3, 3]])]), SetOptions())

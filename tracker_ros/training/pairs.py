@@ -33,7 +33,7 @@ class PairOptions:
         shift: largest offset of the target from the middle of a search crop, pixels of the crop.
         scale: standard deviation of the logarithm of the zoom of search crops.
         template_scale: the same for templates, whose box is the user's.
-        aspect, angle, distractors, transplant, occluder, absent, videos: see `SetOptions`.
+        aspect, angle, distractors, transplant, occluder, absent, photometric, videos: see `SetOptions`.
     """
 
     templates: int = 2
@@ -47,6 +47,7 @@ class PairOptions:
     transplant: float = 0.15
     occluder: float = 0.12
     absent: float = 0.06
+    photometric: float = 0.6
     videos: float = 0.35
 
 
@@ -87,6 +88,7 @@ class PairSampler(SetSampler):
             transplant=options.transplant,
             occluder=options.occluder,
             absent=options.absent,
+            photometric=options.photometric,
             videos=options.videos,
         )
         super().__init__(pool, layout, tight)

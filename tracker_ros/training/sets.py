@@ -34,6 +34,7 @@ class SetOptions:
         transplant: probability that the target is moved to another background in each frame of a set.
         occluder: probability that a test frame's target is partly covered.
         absent: probability that a test frame does not show the target.
+        photometric: strength of each frame's own changes of light, colour and sharpness.
         convention: standard deviation of how a set's boxes differ from the annotation: the logarithm of their size, and
             half of it as the shift of their middle over the size; the same in all frames of a set.
         videos: share of sets that are drawn from the videos of the pool.
@@ -55,6 +56,7 @@ class SetOptions:
     transplant: float = 0.15
     occluder: float = 0.15
     absent: float = 0.06
+    photometric: float = 0.6
     convention: float = 0.0
     videos: float = 0.1
     segment: int = 30
@@ -180,7 +182,7 @@ class SetSampler:
                 layers += self._place_look_alike(look, place, rng)
             if test and not absent and rng.random() < o.occluder:
                 layers.append(self._occluder(place, rng))
-            plans.append(FramePlan(tuple(layers), illumination, draw_photometric(rng, 0.6)))
+            plans.append(FramePlan(tuple(layers), illumination, draw_photometric(rng, o.photometric)))
             places.append(place)
             present.append(not absent)
         return SetPlan(plans, np.stack(places).astype(np.float32), np.asarray(present))

@@ -57,6 +57,7 @@ class SiamRNOptions(RunOptions):
             really changes.
         angle: standard deviation of a search crop's rotation in radians, on half of them. The template is upright, so
             positive pairs show a target that has turned.
+        photometric: strength of each crop's own changes of light and colour, see `SetOptions`.
         positives, negatives: samples of a search crop for the class loss (section 3.6). Pairs for the matching loss:
             the positives, twice as many of the negatives, and as many of both with another object's template.
         mined: how many of the negatives are those with the highest class scores, once online mining has begun.
@@ -83,6 +84,7 @@ class SiamRNOptions(RunOptions):
     distractors: float = 0.65
     videos: float = 0.35
     angle: float = 0.5
+    photometric: float = 0.6
     positives: int = 16
     negatives: int = 48
     mined: int = 24
@@ -319,6 +321,7 @@ class SiamRNTraining(Run):
             distractors=options.distractors,
             videos=options.videos,
             angle=options.angle,
+            photometric=options.photometric,
         )
         self._make_objects(PairSampler(pool, self.layout), image_groups(pool))
         draw = partial(self.sight, PairSampler(pool, self.layout), image_groups(pool))
