@@ -124,6 +124,10 @@ def test_table_has_the_mean_over_the_starts_of_a_sequence(make_sequence) -> None
     assert apart[0] > 0.9 > 0.1 > apart[1]
     assert ["car", f"{sum(apart) / 2:.3f}"] in [line.split() for line in lines]
     assert not any("~left" in line for line in lines)
+    # A sequence may have such a name of its own.
+    other = dataclasses.replace(sequence, name="van~left")
+    lines = reports.table(reports.summarize({"one": {"van~left": _track(other)}}, [other])).splitlines()
+    assert any(line.split()[:1] == ["van~left"] for line in lines)
 
 
 def test_files_are_written_and_json_has_no_nan(pair, tracks, tmp_path: Path) -> None:

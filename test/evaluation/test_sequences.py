@@ -161,6 +161,9 @@ def test_other_starts_are_a_little_off(make_sequence) -> None:
     assert boxes["car~smaller"] == pytest.approx((12, 21, 16, 8))
     for other in found:
         np.testing.assert_array_equal(other.truth, sequence.truth)
+    small = load_sequence(make_sequence("small", ["10,20,4.2,10"]))
+    assert {other.name for other in with_starts(small, 13)} & {"small~smaller", "small~small"} == set()
+    assert len(with_starts(small, 13)) == 11
     assert [other.name for other in with_starts(sequence, 2)] == ["car", "car~left"]
     with pytest.raises(ValueError, match="1 to 13 starts, got 14"):
         with_starts(sequence, 14)

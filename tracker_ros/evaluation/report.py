@@ -193,10 +193,12 @@ def table(report: Mapping[str, Any], *, per_sequence: bool = True) -> str:
         name_width = max(len(name) for name in [*names, title]) + 2
         widths = [max(10, len(label) + 2) for label, _ in ranked]
         rows = {title: [label for label, _ in ranked]}
-        starts = {name: [other for other in names if other.split(seq.START_MARK)[0] == name] for name in names}
-        for name, own_starts in starts.items():
-            if own_starts:
-                rows[name] = [_sequence_cell([own["sequences"][other] for other in own_starts]) for _, own in ranked]
+        starts: dict[str, list[str]] = {}
+        for name in names:
+            whole, _, change = name.rpartition(seq.START_MARK)
+            starts.setdefault(whole if change in seq.STARTS and whole in starts else name, []).append(name)
+        for name, members in starts.items():
+            rows[name] = [_sequence_cell([own["sequences"][member] for member in members]) for _, own in ranked]
         lines.append("")
         for name, cells in rows.items():
             row = (cell.rjust(column) for cell, column in zip(cells, widths, strict=True))

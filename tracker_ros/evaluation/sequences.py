@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tracker_ros.geometry.boxes import Box
+from tracker_ros.geometry.boxes import Box, InvalidBox, validate_init_box
 from tracker_ros.trackers.base import Frame
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
@@ -130,17 +130,26 @@ def with_starts(sequence: Sequence, count: int) -> list[Sequence]:
         count: 1 to 13.
 
     Returns:
-        the sequence, and others named ``<name>~<change>``, whose truth is the same.
+        the sequence, and others named ``<name>~<change>``, whose truth is the same. A change that leaves a box on which
+        no track can start (too small, larger than the image, its centre outside) is left out.
 
     Raises:
         ValueError: no such count.
+        InvalidSequence: the first frame is no image.
     """
     if not 1 <= count <= 1 + len(STARTS):
         raise ValueError(f"a sequence has 1 to {1 + len(STARTS)} starts, got {count}")
-    x, y, w, h = sequence.first_box
     found = [sequence]
+    if count == 1:
+        return found
+    x, y, w, h = sequence.first_box
+    height, width = sequence.frame(0).shape[:2]
     for name, (right, down, scale) in itertools.islice(STARTS.items(), count - 1):
         box = Box.from_center(x + w * (0.5 + right), y + h * (0.5 + down), w * scale, h * scale)
+        try:
+            validate_init_box(box, width, height)
+        except InvalidBox:
+            continue
         found.append(replace(sequence, name=f"{sequence.name}{START_MARK}{name}", start=box))
     return found
 

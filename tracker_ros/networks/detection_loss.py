@@ -186,12 +186,17 @@ def first_stage_loss(detector: GuidedDetector, found: Detections, targets: Tenso
     return loss + regression_loss(found.loc, detector.encode(safe[:, None], boxes[None]), classes)
 
 
+def head_loss(head: nn.Module, parameters: Parameters, samples: Samples, regression: float = 1.0) -> Tensor:
+    """The loss of a head with these parameters on samples, a value a crop: B; `regression` as in `detection_loss`."""
+    found = call(head, parameters, *samples.inputs)
+    assert isinstance(found, Detections)
+    return detection_loss(found, samples, regression)
+
+
 def support_loss(head: nn.Module, samples: Samples, regression: float = 1.0) -> SupportLoss:
     """The loss of a head on samples as a function of its parameters: what `adaptation.descend` descends."""
 
     def loss(parameters: Parameters) -> Tensor:
-        found = call(head, parameters, *samples.inputs)
-        assert isinstance(found, Detections)
-        return detection_loss(found, samples, regression).mean()
+        return head_loss(head, parameters, samples, regression).mean()
 
     return loss

@@ -35,6 +35,8 @@ from tracker_ros.trackers.base import Estimate, Frame, TrackerOptions, TrackStat
 from tracker_ros.trackers.deep import Best, SearchOptions, SearchTarget, SearchTracker
 from tracker_ros.trackers.state import ConfidenceMonitor
 
+#: How far crops of the first frame are shifted, over the target's size, and deviation of the logarithm of their zoom.
+INIT_SHIFT, INIT_SCALE = 1.0, 0.15
 #: Cells a side of the heatmap.
 _HEATMAP_CELLS = 16
 #: Boxes around the target that a sample of a two-stage detector has beside its proposals.
@@ -71,8 +73,8 @@ class GuidedOptions(SearchOptions):
         True, "adapt it in updates too; false: on the first frame only, the one whose box is not the tracker's own"
     )
     init_samples: int = option(16, "augmented samples of the first frame", low=1, high=64)
-    init_shift: float = option(1.0, "largest offset of the target in them, over its size", low=0.0, high=2.0)
-    init_scale: float = option(0.15, "deviation of the logarithm of their zoom", low=0.0, high=0.5)
+    init_shift: float = option(INIT_SHIFT, "largest offset of the target in them, over its size", low=0.0, high=2.0)
+    init_scale: float = option(INIT_SCALE, "deviation of the logarithm of their zoom", low=0.0, high=0.5)
     init_iterations: int = option(5, "gradient steps on the first frame; 0: guidance alone", low=0, high=50)
     update_interval: int = option(5, "frames between updates, T; 1: each frame", low=1, high=1000)
     update_iterations: int = option(1, "gradient steps of an update", low=1, high=20)

@@ -39,6 +39,7 @@ from tracker_ros.networks.detection_loss import (
     make_samples,
     support_loss,
 )
+from tracker_ros.trackers.guided import INIT_SCALE, INIT_SHIFT
 from tracker_ros.training.augment import FramePlan, View
 from tracker_ros.training.data import ImagePool, apart
 from tracker_ros.training.device import HostImages, Renderer
@@ -209,13 +210,13 @@ class TripletSampler(SetSampler):
     ) -> tuple[FramePlan, NDArray[np.float32]]:
         """The exemplar's frame as the tracker cuts it at its start, and the target there (cx, cy, w, h).
 
-        The distributions are those of the tracker's options `init_shift` and `init_scale`.
+        The first of a triplet is the search crop as it is (`change` is False), the others are drawn like the tracker's.
         """
         side = self.config.search
         centre, zoom, mirror = box[:2].astype(np.float64), 1.0, 1.0
         if change:
-            zoom = math.exp(-float(rng.normal(0.0, 0.15)))
-            centre = centre + rng.uniform(-1.0, 1.0, 2) * math.sqrt(float(box[2] * box[3]))
+            zoom = math.exp(-float(rng.normal(0.0, INIT_SCALE)))
+            centre = centre + rng.uniform(-INIT_SHIFT, INIT_SHIFT, 2) * math.sqrt(float(box[2] * box[3]))
             mirror = 1.0 if rng.random() < 0.5 else -1.0
         scale = np.array([mirror * zoom, zoom])
         shift = side / 2 - scale * centre
@@ -246,16 +247,19 @@ class TripletSampler(SetSampler):
 
 
 def _moved(plan: FramePlan, scale: tuple[float, float], shift: tuple[float, float]) -> FramePlan:
-    """A plan for a crop whose pixels lie at ``scale * p + shift``, in x and in y; a negative scale mirrors."""
+    """A plan for a crop whose pixels lie at ``scale * p + shift``, in x and in y; a negative scale of x mirrors."""
     factor, offset = np.array(scale)[:, None], np.array([[0, 0, shift[0]], [0, 0, shift[1]]])
     layers = []
-    for number, layer in enumerate(plan.layers):
+    for layer in plan.layers:
         x, y, w, h = layer.region
-        if number:  # the ground fills the crop, wherever it looks
-            x, w = (x, w) if scale[0] > 0 else (x + w, -w)
-            x, y = round(scale[0] * x + shift[0]), round(scale[1] * y + shift[1])
-            w, h = max(round(scale[0] * w), 1), max(round(scale[1] * h), 1)
-        layers.append(replace(layer, matrix=factor * layer.matrix + offset, region=(x, y, w, h)))
+        left = x if scale[0] > 0 else x + w
+        region = (
+            round(scale[0] * left + shift[0]),
+            round(scale[1] * y + shift[1]),
+            max(round(abs(scale[0]) * w), 1),
+            max(round(scale[1] * h), 1),
+        )
+        layers.append(replace(layer, matrix=factor * layer.matrix + offset, region=region))
     return replace(plan, layers=tuple(layers))
 
 

@@ -14,9 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tracker_ros.networks.adaptation import Parameters, Rates, adapt, call, head_parameters
-from tracker_ros.networks.detection import Detections
-from tracker_ros.networks.detection_loss import Samples, detection_loss, support_loss
+from tracker_ros.networks.adaptation import Parameters, Rates, adapt, head_parameters
+from tracker_ros.networks.detection_loss import Samples, head_loss, support_loss
 
 
 @dataclass(frozen=True)
@@ -76,14 +75,7 @@ def outcome(head: nn.Module, triplets: Sequence[Triplet], inner: InnerLoop) -> O
     """
     before, after = [], []
     for triplet in triplets:
-        after.append(_query_loss(head, adapted(head, triplet, inner), triplet.query))
+        after.append(head_loss(head, adapted(head, triplet, inner), triplet.query))
         with torch.no_grad():
-            before.append(_query_loss(head, head_parameters(head), triplet.query))
+            before.append(head_loss(head, head_parameters(head), triplet.query))
     return Outcome(torch.stack(before), torch.stack(after))
-
-
-def _query_loss(head: nn.Module, theta: Parameters, query: Samples) -> Tensor:
-    """The loss of each query frame: Q."""
-    found = call(head, theta, *query.inputs)
-    assert isinstance(found, Detections)
-    return detection_loss(found, query)

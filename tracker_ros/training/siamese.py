@@ -60,7 +60,7 @@ class SiameseOptions(RunOptions):
         positives, negatives: samples of a comparison.
         hard: share of the negative samples that are the ones with the highest scores.
         location: weight of the location loss.
-        angle: standard deviation of a crop's rotation in radians, on half of them.
+        angle: standard deviation of a search crop's rotation in radians, on half of them.
         validation: held-out scenes.
     """
 
