@@ -376,6 +376,11 @@ def test_siamrn_ablations_change_what_they_name(frames: list[NDArray[np.uint8]])
     torch.testing.assert_close(scores["product"], scores["class"] * scores["matching"])
     odds = [torch.logit(scores[kind], eps=1e-7) for kind in ("refined", "blend", "class")]
     torch.testing.assert_close(odds[1], (odds[0] + odds[2]) / 2, atol=1e-2, rtol=1e-3)
+    # Where no matching score may be less than 1, nothing is left of the relation detector.
+    torch.testing.assert_close(_respond(frames, scores="refined", least_match=1.0), scores["class"])
+    floored = scores["class"] * scores["matching"].clamp_min(0.4)
+    torch.testing.assert_close(_respond(frames, scores="product", least_match=0.4), floored)
+    torch.testing.assert_close(_respond(frames, scores="matching", least_match=0.4), scores["matching"])
     banned = _tracker("siamban", "siamrn")  # the same network, its relation detector unused
     siamban = _run(banned, BOXES, frames[:2])[0]
     alone = _run(_tracker("siamrn", scores="class", **_settings(banned)), BOXES, frames[:2])[0]

@@ -164,12 +164,13 @@ def test_head_alone_learns_where_the_maps_stay(pool: ImagePool, ssd: GuidedDetec
     options = GuidedOptions(
         steps=1, conventional=0.0, triplets=2, fresh=1, first=4, inner_steps=2, validation=0, bf16=False, device="cpu"
     )
-    options = replace(options, maps_rate=0.0, harm=2.0, harm_margin=10.0)
+    options = replace(options, maps_rate=0.0, harm=2.0, harm_margin=10.0, plain=0.5)
     run = GuidedTraining("guided_ssd18", copy.deepcopy(ssd), pool, ImagePool(), tmp_path, options)
     before = {key: value.detach().clone() for key, value in run.net.named_parameters()}
     terms = run.train_step()
-    # A margin that no gain reaches adds the mean of after - before + margin.
-    expected = 3 * terms["after"] + 2 * (10.0 - terms["before"]) + terms["conventional"]
+    # The two heads are still one, and a margin that no gain reaches adds the mean of after - before + margin.
+    assert terms["plain"] == pytest.approx(terms["conventional"], rel=1e-5)
+    expected = 3 * terms["after"] + 2 * (10.0 - terms["before"]) + 0.5 * terms["plain"] + terms["conventional"]
     assert terms["total"] == pytest.approx(expected, rel=1e-4)
     changed = {key for key, value in run.net.named_parameters() if not torch.equal(value, before[key])}
     assert {key.split(".")[0] for key in changed} == {"head", "log_rates"}

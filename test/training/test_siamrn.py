@@ -238,6 +238,23 @@ def test_only_the_relation_detector_and_the_class_layers_learn(
     assert not any("running" in key for key in changed)
 
 
+def test_class_layers_without_a_rate_stay_the_base_s(pool: ImagePool, network: SiamRNNet, tmp_path: Path) -> None:
+    run = _training(network, pool, tmp_path, class_rate=0.0, least_match=0.3)
+    before = {key: value.clone() for key, value in run.net.state_dict().items()}
+    for _ in range(3):
+        run.train_step()
+    changed = {key for key, value in run.net.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed
+    assert all(key.startswith("relation") for key in changed), changed
+    figures = run.validate()
+    assert figures["v_first_ap"] == pytest.approx(figures["v_base_ap"])
+    # A floor of 1 leaves nothing to refine.
+    run.options = replace(run.options, least_match=1.0)
+    figures = run.validate()
+    assert figures["v_ap"] == pytest.approx(figures["v_first_ap"])
+    assert figures["v_match_ap"] != pytest.approx(figures["v_first_ap"])
+
+
 def test_refinement_scales_each_proposal_by_its_own_score(network: SiamRNNet) -> None:
     network.eval()
     maps = torch.rand(2, 2, 8, 10)

@@ -47,6 +47,12 @@ class SiamRNOptions(SiameseOptions):
         "matching: the relation detector alone; class: without the relation detector",
         choices=("refined", "blend", "product", "matching", "class"),
     )
+    least_match: float = option(
+        0.0,
+        "matching scores below it count as it, so where nothing is like the target any more, class scores decide",
+        low=0.0,
+        high=1.0,
+    )
     global_detector: bool = option(True, "ablation: use the relation detector's global detector")
     local_detector: bool = option(True, "ablation: use the relation detector's local detector")
     patch_detector: bool = option(True, "ablation: use the relation detector's patch detector")
@@ -140,6 +146,8 @@ class SiamRN(PointTracker):
                 )
             else:
                 matching = self.relation.match(features, cast(RelationTemplate, template), self._clip(chosen))
+            if kind != "matching":
+                matching = matching.clamp_min(self.options.least_match)
         with self.timer.stage("head"):
             if kind in ("refined", "blend"):
                 logits = net.classify([(maps * matching[:, None])[..., None] for maps in correlations])

@@ -89,6 +89,10 @@ class GuidedOptions(RunOptions):
         harm: weight of how much, plus `harm_margin`, the inner steps raise the loss of each query frame. The mean alone
             rewards a few large gains over a lower loss on nearly every frame.
         harm_margin: see `harm`.
+        plain: weight of the head's loss without inner steps, on all frames of a triplet, in the second phase. It is
+            what the conventional head learns by: where steps change little, a head that learns behind them alone falls
+            behind that one. (It is the first term of the multi-step loss of Antoniou et al., "How to train your MAML",
+            ICLR 2019.)
         backbone_rate: learning rate of a backbone that is not frozen, relative to `rate`.
         extra_boxes: boxes around the target that are added to a two-stage detector's proposals.
         validation: held-out triplets.
@@ -117,6 +121,7 @@ class GuidedOptions(RunOptions):
     maps_rate: float = 1.0
     harm: float = 0.0
     harm_margin: float = 0.05
+    plain: float = 0.0
     backbone_rate: float = 0.1
     extra_boxes: int = 16
     validation: int = 96
@@ -483,6 +488,9 @@ class GuidedTraining(Run):
                 # `before` has no gradient: a higher loss before the steps is not rewarded.
                 worse = (found.after - found.before + self.options.harm_margin).relu()
                 terms["total"] = terms["total"] + self.options.harm * worse.mean()
+            if self.options.plain:
+                terms["plain"] = detection_loss(self.net.head(*samples.inputs), samples).mean()
+                terms["total"] = terms["total"] + self.options.plain * terms["plain"]
         # This head shapes the guided maps in both phases. From the query frames after the inner steps alone, the maps
         # learned those frames by heart: training losses fell, and the held-out ones of both heads rose.
         plain = self.conventional(*samples.inputs)

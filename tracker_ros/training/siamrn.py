@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -68,7 +68,9 @@ class SiamRNOptions(RunOptions):
         contrastive: compare proposals with other objects' templates too (off: the paper's naive one-way training).
         matching, first: weight of the matching loss and of the class loss without refinement, which keeps the scores
             that choose the proposals when only the best are compared. The refined class loss has weight 1.
-        class_rate: learning rate of the layers that compute class scores, relative to `rate`.
+        class_rate: learning rate of the layers that compute class scores, relative to `rate`; 0 leaves them, and with
+            them the first pass, as the base has them.
+        least_match: matching scores below it count as it where they refine, as in the tracker.
         global_detector, local_detector, patch_detector, self_attention: parts of the relation detector that are used.
         validation: held-out scenes.
     """
@@ -98,6 +100,7 @@ class SiamRNOptions(RunOptions):
     matching: float = 1.0
     first: float = 0.5
     class_rate: float = 0.3
+    least_match: float = 0.0
     global_detector: bool = True
     local_detector: bool = True
     patch_detector: bool = True
@@ -333,15 +336,13 @@ class SiamRNTraining(Run):
             for i in range(options.validation):
                 self.held_out.append(self.sight(sampler, None, np.random.default_rng([9999, i])))
         relation, classes = self.learned()
-        for parameter in (*relation, *classes):
-            parameter.requires_grad_(True)
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": relation, "base": options.rate},
-                {"params": classes, "base": options.rate * options.class_rate},
-            ],
-            weight_decay=1e-4,
-        )
+        groups = [{"params": relation, "base": options.rate}]
+        if options.class_rate:
+            groups.append({"params": classes, "base": options.rate * options.class_rate})
+        for group in groups:
+            for parameter in cast(list[nn.Parameter], group["params"]):
+                parameter.requires_grad_(True)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
         self.modules = {"net": self.net}
         self.start_average()
 
@@ -474,8 +475,9 @@ class SiamRNTraining(Run):
         if o.contrastive:
             supports.append((template(relation, strangers), boxes.gather(1, pairs.other[..., None].expand(-1, -1, 4))))
         scores = relation.match_each([level.float() for level in batch.levels.unbind(1)], supports)
+        refined = refine(self.net, seen, scores[0].clamp_min(o.least_match))
         terms = {
-            "classify": balanced_cross_entropy(refine(self.net, seen, scores[0]), samples.labels),
+            "classify": balanced_cross_entropy(refined, samples.labels),
             "first": balanced_cross_entropy(refine(self.net, seen), samples.labels),
             "matching": matching_loss(scores[0], scores[-1], pairs, o.contrastive),
         }
@@ -508,7 +510,7 @@ class SiamRNTraining(Run):
                 "base_": scene.scores,
                 "first_": refine(net, maps).softmax(1)[:, 1],
                 "match_": match,
-                "": refine(net, maps, match).softmax(1)[:, 1],
+                "": refine(net, maps, match.clamp_min(self.options.least_match)).softmax(1)[:, 1],
             }
             for kind, scores in kinds.items():
                 for row, found, shown in zip(scores, overlaps, scene.present.tolist(), strict=True):
