@@ -343,7 +343,7 @@ def test_clnet_without_positive_anchors_is_its_base(frames: list[NDArray[np.uint
 
 
 def test_siamrn_scores_all_or_the_best_proposals(frames: list[NDArray[np.uint8]]) -> None:
-    everything = _run(_tracker("siamrn"), BOXES, frames)
+    everything = _run(_tracker("siamrn", top_k=0), BOXES, frames)
     as_many = _run(_tracker("siamrn", top_k=625), BOXES, frames)
     assert [e.box for pair in everything for e in pair] == [e.box for pair in as_many for e in pair]
     tracker = _tracker("siamrn", top_k=40)
@@ -357,8 +357,8 @@ def test_siamrn_scores_all_or_the_best_proposals(frames: list[NDArray[np.uint8]]
 
 
 def _respond(frames: list[NDArray[np.uint8]], **options: Any) -> Tensor:
-    """Scores of SiamRN's network for two targets in the second frame, 2x625."""
-    tracker = _tracker("siamrn", **options)
+    """Scores of SiamRN's network for two targets in the second frame, 2x625; of all proposals, without a floor."""
+    tracker = _tracker("siamrn", **{"top_k": 0, "least_match": 0.0, **options})
     found: list[Response] = []
     respond = tracker.respond
 
@@ -383,10 +383,10 @@ def test_siamrn_ablations_change_what_they_name(frames: list[NDArray[np.uint8]])
     torch.testing.assert_close(_respond(frames, scores="matching", least_match=0.4), scores["matching"])
     banned = _tracker("siamban", "siamrn")  # the same network, its relation detector unused
     siamban = _run(banned, BOXES, frames[:2])[0]
-    alone = _run(_tracker("siamrn", scores="class", **_settings(banned)), BOXES, frames[:2])[0]
+    alone = _run(_tracker("siamrn", scores="class", top_k=0, **_settings(banned)), BOXES, frames[:2])[0]
     assert [e.box for e in alone] == [e.box for e in siamban]
     parts = ("global_detector", "local_detector", "patch_detector", "self_attention")
-    results = [scores["refined"], *(_respond(frames, **{part: False}) for part in parts)]
+    results = [scores["matching"], *(_respond(frames, **{"scores": "matching", part: False}) for part in parts)]
     for i, one in enumerate(results):
         assert all((one - other).abs().max() > 1e-4 for other in results[:i])
     # Without the relation detector its parts make no difference.

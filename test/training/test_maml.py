@@ -79,6 +79,18 @@ def test_every_query_frame_has_its_loss(triplets: list[Triplet]) -> None:
     torch.testing.assert_close(found.before, torch.cat([one.before for one in alone], 1))
 
 
+def test_the_loss_before_the_steps_has_a_gradient_where_one_is_wanted(triplets: list[Triplet]) -> None:
+    torch.manual_seed(0)
+    head, inner = Head(6).double(), InnerLoop(0.2, 2)
+    without, found = (outcome(head, triplets[:2], inner, through) for through in (False, True))
+    assert not without.before.requires_grad
+    torch.testing.assert_close(found.before.detach(), without.before)
+    # It is that of the loss on the query frames alone, without steps.
+    still = outcome(head, triplets[:2], InnerLoop(0.0, 1)).after.sum()
+    wanted = torch.autograd.grad(still, list(head.parameters()))
+    torch.testing.assert_close(torch.autograd.grad(found.before.sum(), list(head.parameters())), wanted)
+
+
 def test_learned_rates_get_a_gradient(triplets: list[Triplet]) -> None:
     torch.manual_seed(0)
     head = Head(6).double()

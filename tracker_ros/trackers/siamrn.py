@@ -74,7 +74,7 @@ class SiamRNOptions(SiameseOptions):
 
 #: The compact network's settings, and the published ones.
 PRESETS: dict[str, SiamRNOptions] = {
-    "siamrn": SiamRNOptions(scores="blend", score_scale=0.6, score_shift=-0.2),
+    "siamrn": SiamRNOptions(scores="blend", score_scale=0.6, score_shift=-0.4, top_k=64, least_match=0.3),
     "siamrn_r50": SiamRNOptions(network="siamrn_r50"),
 }
 

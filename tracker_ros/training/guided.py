@@ -89,6 +89,8 @@ class GuidedOptions(RunOptions):
         harm: weight of how much, plus `harm_margin`, the inner steps raise the loss of each query frame. The mean alone
             rewards a few large gains over a lower loss on nearly every frame.
         harm_margin: see `harm`.
+        headroom: the gradient of `harm` reaches the loss before the steps too, so a head may learn to leave something
+            for the steps to do. The tracker never uses the head without them.
         plain: weight of the head's loss without inner steps, on all frames of a triplet, in the second phase. It is
             what the conventional head learns by: where steps change little, a head that learns behind them alone falls
             behind that one. (It is the first term of the multi-step loss of Antoniou et al., "How to train your MAML",
@@ -121,6 +123,7 @@ class GuidedOptions(RunOptions):
     maps_rate: float = 1.0
     harm: float = 0.0
     harm_margin: float = 0.05
+    headroom: bool = False
     plain: float = 0.0
     backbone_rate: float = 0.1
     extra_boxes: int = 16
@@ -481,16 +484,17 @@ class GuidedTraining(Run):
                     terms["proposals"] = first_stage_loss(self.net, candidates.rpn, batch.boxes).mean()
             samples = make_samples(self.net, candidates, batch.boxes)
         if self.adapting:
-            found = outcome(self.net.head, self.triplets(samples), self.inner(self.net))
+            o = self.options
+            found = outcome(self.net.head, self.triplets(samples), self.inner(self.net), o.harm > 0 and o.headroom)
             terms["before"], terms["after"] = found.before.mean(), found.after.mean()
             terms["total"] = terms["after"]
-            if self.options.harm:
-                # `before` has no gradient: a higher loss before the steps is not rewarded.
-                worse = (found.after - found.before + self.options.harm_margin).relu()
-                terms["total"] = terms["total"] + self.options.harm * worse.mean()
-            if self.options.plain:
+            if o.harm:
+                # Without `headroom` a higher loss before the steps is not rewarded.
+                worse = (found.after - found.before + o.harm_margin).relu()
+                terms["total"] = terms["total"] + o.harm * worse.mean()
+            if o.plain:
                 terms["plain"] = detection_loss(self.net.head(*samples.inputs), samples).mean()
-                terms["total"] = terms["total"] + self.options.plain * terms["plain"]
+                terms["total"] = terms["total"] + o.plain * terms["plain"]
         # This head shapes the guided maps in both phases. From the query frames after the inner steps alone, the maps
         # learned those frames by heart: training losses fell, and the held-out ones of both heads rose.
         plain = self.conventional(*samples.inputs)

@@ -48,7 +48,7 @@ class Outcome(NamedTuple):
     """Query losses of T triplets with Q query frames each.
 
     Attributes:
-        before: TxQ, of the head as it is (no gradient).
+        before: TxQ, of the head as it is.
         after: TxQ, of the head adapted to each triplet's support frames.
     """
 
@@ -68,14 +68,20 @@ def adapted(head: nn.Module, triplet: Triplet, inner: InnerLoop) -> Parameters:
     return adapt(loss, theta, inner.rates, inner.steps, second_order=inner.second_order, limit=inner.limit)
 
 
-def outcome(head: nn.Module, triplets: Sequence[Triplet], inner: InnerLoop) -> Outcome:
+def outcome(head: nn.Module, triplets: Sequence[Triplet], inner: InnerLoop, through_before: bool = False) -> Outcome:
     """Query losses before and after the inner loop; `after` is differentiable (the terms of eq. 2).
 
     The detector's whole loss counts on the query frames, whatever the inner loop adapts.
+
+    Args:
+        head: what takes the steps.
+        triplets: T of them.
+        inner: the steps.
+        through_before: `before` is differentiable too.
     """
     before, after = [], []
     for triplet in triplets:
         after.append(head_loss(head, adapted(head, triplet, inner), triplet.query))
-        with torch.no_grad():
+        with torch.set_grad_enabled(through_before and torch.is_grad_enabled()):
             before.append(head_loss(head, head_parameters(head), triplet.query))
     return Outcome(torch.stack(before), torch.stack(after))
