@@ -174,6 +174,12 @@ def test_head_alone_learns_where_the_maps_stay(pool: ImagePool, ssd: GuidedDetec
     assert terms["total"] == pytest.approx(expected, rel=1e-4)
     changed = {key for key, value in run.net.named_parameters() if not torch.equal(value, before[key])}
     assert {key.split(".")[0] for key in changed} == {"head", "log_rates"}
+    # The gradient of what the steps gain can go through the loss before them too.
+    other = GuidedTraining(
+        "guided_ssd18", copy.deepcopy(ssd), pool, ImagePool(), tmp_path, replace(options, headroom=True)
+    )
+    assert other.train_step()["total"] == pytest.approx(terms["total"], rel=1e-5)
+    assert not torch.equal(other.net.head.cls[0].weight, run.net.head.cls[0].weight)
 
 
 def test_choice_of_targets_is_checked() -> None:
