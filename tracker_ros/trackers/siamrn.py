@@ -3,7 +3,9 @@
 The network is `tracker_ros.networks.siamrn`. The boxes of all 25 x 25 locations are scored by the relation detector,
 and the scores refine the classification (section 3.4). ``top_k`` limits both to the proposals with the highest class
 scores of a first pass, which is SiamBAN's; the rest count as background. It costs what the first pass misjudges: a
-target that is not among its K best proposals is not found.
+target that is not among its K best proposals is not found. ``least_match`` is ours: where the target has changed so
+much that every proposal is called unlike it, what is left of the matching scores is noise, and the class scores shall
+decide.
 
 For ablations, ``scores`` says what is made of the matching scores, and each part of the relation detector can be left
 out. With ``scores=class`` the tracker is SiamBAN with the same weights.

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -335,14 +335,13 @@ class SiamRNTraining(Run):
             sampler = PairSampler(held_out, PairOptions(templates=1, searches=options.frames, distractors=1.0))
             for i in range(options.validation):
                 self.held_out.append(self.sight(sampler, None, np.random.default_rng([9999, i])))
-        relation, classes = self.learned()
-        groups = [{"params": relation, "base": options.rate}]
-        if options.class_rate:
-            groups.append({"params": classes, "base": options.rate * options.class_rate})
-        for group in groups:
-            for parameter in cast(list[nn.Parameter], group["params"]):
+        parts = [(part, share) for part, share in zip(self.learned(), (1.0, options.class_rate), strict=True) if share]
+        for part, _ in parts:
+            for parameter in part:
                 parameter.requires_grad_(True)
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": part, "base": options.rate * share} for part, share in parts], weight_decay=1e-4
+        )
         self.modules = {"net": self.net}
         self.start_average()
 
