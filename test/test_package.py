@@ -114,6 +114,20 @@ def test_versions_agree(folder: str) -> None:
     assert f'version="{version}"' in (ROOT / "setup.py").read_text()
 
 
+@pytest.mark.ros
+@needs_ros
+def test_ros2_launch_and_ros2_run_find_what_the_package_brings() -> None:
+    """Both walk the package's folders with `os.walk`, which does not look behind a link to a folder."""
+    from ament_index_python.packages import get_package_prefix, get_package_share_directory
+
+    share = get_package_share_directory("tracker_ros")
+    assert "track.launch.py" in {name for _, _, files in os.walk(share) for name in files}
+
+    programs = Path(get_package_prefix("tracker_ros")) / "lib" / "tracker_ros"
+    found = {path.name for path in programs.glob("*") if os.access(path, os.X_OK)}
+    assert found >= {"tracker_ros", "tracker_node", "simulated_camera", "video_source", "recorder"}
+
+
 def launch_actions(arguments: dict[str, str]) -> list[Any]:
     """The actions that the launch file makes of `arguments`, those not named at their defaults."""
     from launch import LaunchContext

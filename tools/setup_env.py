@@ -39,6 +39,8 @@ LOCK = ROOT / "requirements.lock"
 TORCH_LOCK = ROOT / "requirements" / "torch.lock"
 VISION_MSGS = ROOT / "third_party" / "vision_msgs"
 INTERFACES = ROOT / "tracker_ros_interfaces"
+#: What `ros2 run` can start; setup.py makes them.
+PROGRAMS = ("tracker_ros", "tracker_node", "simulated_camera", "video_source", "recorder")
 PROJECT_FILES = [ROOT / name for name in ("setup.py", "setup.cfg", "package.xml", "pyproject.toml")]
 
 #: Requirements whose import name is not their own; used to find out what a sourced ROS 2 brings already.
@@ -168,17 +170,20 @@ class Environment:
     def _install_project(self) -> None:
         say("installing tracker_ros (editable)")
         self._pip_install("--no-deps", "--no-build-isolation", "--no-index", "--editable", str(ROOT))
-        # The ament index, as colcon would make it, but with links: an edited preset counts at once.
+        # The ament index, as colcon would make it, but with links: an edited preset counts at once. `ros2 launch` and
+        # `ros2 run` look for files below these folders, but not behind a link to a folder.
         index = self.venv / "share" / "ament_index" / "resource_index" / "packages"
         share = self.venv / "share" / "tracker_ros"
+        programs = self.venv / "lib" / "tracker_ros"
         links = {index / "tracker_ros": ROOT / "resource" / "tracker_ros"}
-        links.update({share / name: ROOT / name for name in ("package.xml", "launch", "config", "models")})
+        links.update({share / name: ROOT / name for name in ("package.xml", "config", "models")})
+        links.update({share / "launch" / path.name: path for path in (ROOT / "launch").glob("*.launch.py")})
+        links.update({programs / name: self.venv / "bin" / name for name in PROGRAMS})
+        for folder in (share, programs):
+            remove(folder)
         for link, target in links.items():
             link.parent.mkdir(parents=True, exist_ok=True)
-            if link.is_dir() and not link.is_symlink():
-                shutil.rmtree(link)
-            elif link.is_symlink() or link.exists():
-                link.unlink()
+            remove(link)
             link.symlink_to(target)
 
     # What the steps are made of.
@@ -370,6 +375,14 @@ class Environment:
 def requirement_name(line: str) -> str:
     """The project's name in a requirement, such as torch in 'torch>=2.1'."""
     return re.split(r"[\s<>=!~;\[@]", line, maxsplit=1)[0].lower()
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all in it, if there is one; what a link names stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif path.is_symlink() or path.exists():
+        path.unlink()
 
 
 def digest(paths: list[Path], extra: list[str]) -> str:
