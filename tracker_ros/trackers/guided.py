@@ -90,7 +90,7 @@ class GuidedOptions(SearchOptions):
 
 PRESETS: dict[str, GuidedOptions] = {
     # Scores of the compact detectors' adapted heads are close to 0 or 1; what was chosen how is in the models' cards.
-    "guided_ssd": GuidedOptions(score_scale=0.6, score_shift=0.2, learn_score=0.85, update_samples=8),
+    "guided_ssd": GuidedOptions(score_scale=0.6, score_shift=-0.2, learn_score=0.8, update_samples=8),
     "guided_frcnn": GuidedOptions(network="guided_frcnn18", score_scale=0.6, score_shift=-0.6, learn_score=0.6),
     "guided_ssd18_single": GuidedOptions(network="guided_ssd18_single"),
     "guided_ssd_vgg16": GuidedOptions(network="guided_ssd_vgg16"),
