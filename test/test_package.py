@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import xml.etree.ElementTree as ElementTree
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,8 @@ def test_ros2_launch_and_ros2_run_find_what_the_package_brings() -> None:
 
     programs = Path(get_package_prefix("tracker_ros")) / "lib" / "tracker_ros"
     found = {path.name for path in programs.glob("*") if os.access(path, os.X_OK)}
-    assert found >= {"tracker_ros", "tracker_node", "simulated_camera", "video_source", "recorder"}
+    entries = distribution("tracker_ros").entry_points
+    assert found == {entry.name for entry in entries if entry.group == "console_scripts"}
 
 
 def launch_actions(arguments: dict[str, str]) -> list[Any]:
