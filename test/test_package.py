@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
 from importlib.metadata import distribution
 from pathlib import Path
@@ -117,10 +118,12 @@ def test_versions_agree(folder: str) -> None:
 
 @pytest.mark.ros
 @needs_ros
-def test_ros2_launch_and_ros2_run_find_what_the_package_brings() -> None:
+def test_ros2_launch_and_ros2_run_find_what_the_package_brings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both walk the package's folders with `os.walk`, which does not look behind a link to a folder."""
     from ament_index_python.packages import get_package_prefix, get_package_share_directory
 
+    if not os.environ.get("AMENT_PREFIX_PATH"):  # Nothing was sourced: the environment of the interpreter is meant.
+        monkeypatch.setenv("AMENT_PREFIX_PATH", sys.prefix)
     share = get_package_share_directory("tracker_ros")
     assert "track.launch.py" in {name for _, _, files in os.walk(share) for name in files}
 
