@@ -1,4 +1,4 @@
-"""Start the tracker node with a preset, and rviz if wanted.
+"""Start the tracker node, and rviz if wanted.
 
 ros2 launch tracker_ros track.launch.py tracker:=dimp18 image_topic:=/camera/image_raw rviz:=true
 """
@@ -11,12 +11,14 @@ from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
 from launch_ros.actions import Node
 
+from tracker_ros import registry
+
 CONFIG = Path(get_package_share_directory("tracker_ros")) / "config"
-TRACKERS = sorted(path.stem for path in CONFIG.glob("*.yaml"))
 
 #: Arguments that are parameters of the node: name, description, choices. An empty one is not set here, so that what
-#: the preset and params_file say holds.
+#: config/track.yaml and params_file say holds.
 PARAMETERS = [
+    ("tracker", "which tracker follows the target", ["", *registry.names()]),
     ("device", "where the tracker runs: auto, cpu, cuda or cuda:N", None),
     ("weights", "weights file (.safetensors) to use instead of the ones that the package ships", None),
     ("update", "how the tracker learns online, where it does, such as none or maml", None),
@@ -25,9 +27,10 @@ PARAMETERS = [
 ]
 
 ARGUMENTS = [
-    DeclareLaunchArgument("tracker", default_value="dimp18", choices=TRACKERS, description="preset of the tracker"),
     DeclareLaunchArgument(
-        "params_file", default_value="", description="parameters (YAML) to set on top of the preset's; they may be few"
+        "params_file",
+        default_value="",
+        description="parameters (YAML) to set on top of config/track.yaml",
     ),
     DeclareLaunchArgument("namespace", default_value="", description="namespace of the node, its topics and services"),
     DeclareLaunchArgument("image_topic", default_value="image_raw", description="topic of the images to track in"),
@@ -52,7 +55,7 @@ def launch_nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     settings = {name: given[name] for name, _, _ in PARAMETERS if given[name]}
     if "autostart" in settings:
         settings["autostart"] = settings["autostart"] == "true"
-    files = [str(CONFIG / f"{given['tracker']}.yaml"), *([given["params_file"]] if given["params_file"] else [])]
+    files = [str(CONFIG / "track.yaml"), *([given["params_file"]] if given["params_file"] else [])]
 
     actions: list[LaunchDescriptionEntity] = []
     profile = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")

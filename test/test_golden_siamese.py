@@ -17,7 +17,7 @@ from torch import Tensor
 
 import tracker_ros
 import tracker_ros.trackers.clnet as clnet_tracker
-from tracker_ros import weights
+from tracker_ros import registry, weights
 from tracker_ros.geometry.anchors import anchor_shapes, anchors, cosine_window, decode_anchors, decode_points, points
 from tracker_ros.geometry.boxes import Box
 from tracker_ros.networks.roi_pooling import precise_roi_pool
@@ -25,7 +25,6 @@ from tracker_ros.networks.siamban import SiamBANNet
 from tracker_ros.networks.siamese import central
 from tracker_ros.networks.siamrn import FusedRelation
 from tracker_ros.networks.siamrpn import SiamRPNNet
-from tracker_ros.trackers import registry
 from tracker_ros.trackers.siamese import SiameseTracker
 
 #: Scoring heads behind fifty layers magnify what the order of a sum does to the last digits of the features.

@@ -1,4 +1,4 @@
-"""The files beside the code: presets, launch file, Fast DDS profile, message definitions, package description."""
+"""The files beside the code: config, launch file, Fast DDS profile, message definitions, package description."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-PRESETS = sorted((ROOT / "config").glob("*.yaml"))
+CONFIG = ROOT / "config" / "track.yaml"
 PROFILES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 
 needs_ros = pytest.mark.skipif(
@@ -27,9 +27,9 @@ needs_launch = pytest.mark.skipif(
 )
 
 
-def read_preset(path: Path, *, examples: bool = False) -> dict[str, Any]:
-    """The parameters of a preset, nested as in the file; with `examples` those in its comments too, last one wins."""
-    text = path.read_text()
+def read_config(*, examples: bool = False) -> dict[str, Any]:
+    """The parameters of config/track.yaml, nested as in the file; with `examples` those in its comments too."""
+    text = CONFIG.read_text()
     if examples:
         text = re.sub(r"^    # {3}", "    ", text, flags=re.MULTILINE)
     return dict(yaml.safe_load(text)["/**"]["ros__parameters"])
@@ -42,29 +42,20 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def test_every_tracker_has_a_preset() -> None:
-    from tracker_ros.trackers.registry import DEFAULT
-
-    assert [path.stem for path in PRESETS] == sorted(DEFAULT.names())
-
-
 @pytest.mark.ros
 @needs_ros
-@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
-def test_presets_and_their_examples_hold_parameters_that_the_node_takes(path: Path) -> None:
+def test_the_config_and_its_examples_hold_parameters_that_the_node_takes() -> None:
+    from tracker_ros.registry import DEFAULT
     from tracker_ros.ros import parameters
-    from tracker_ros.trackers.registry import DEFAULT
 
-    preset = read_preset(path)
-    assert preset["tracker"] == path.stem
-
-    options = DEFAULT.get(path.stem).options
-    specs = {
-        spec.name: spec
-        for spec in [*parameters.NODE_SPECS.values(), *parameters.tracker_specs(path.stem, options).values()]
-    }
-    for name, value in {**flatten(read_preset(path, examples=True)), **flatten(preset)}.items():
-        assert name in specs, f"{path.name} sets '{name}', which is no parameter of the node"
+    assert read_config() == {"tracker": "dimp18"}
+    specs = {spec.name: spec for spec in parameters.NODE_SPECS.values()}
+    for entry in DEFAULT:
+        specs |= {spec.name: spec for spec in parameters.tracker_specs(entry.name, entry.options).values()}
+    examples = flatten(read_config(examples=True))
+    assert len(examples) > 12
+    for name, value in examples.items():
+        assert name in specs, f"config/track.yaml names '{name}', which is no parameter of the node"
         assert type(value) is type(specs[name].default), name
         specs[name].check(value)
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tracker_ros import weights
+from tracker_ros import registry, weights
 from tracker_ros.simulation import Flight, FlightOptions
 from tracker_ros.simulation.score import Absence, track_flight
-from tracker_ros.trackers import registry
 
 pytestmark = [
     pytest.mark.slow,

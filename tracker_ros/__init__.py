@@ -1,4 +1,4 @@
-"""Single-object tracking for ROS 2: five published trackers behind one interface.
+"""Single-object tracking for ROS 2: eight learned trackers behind one interface.
 
 >>> tracker = tracker_ros.create("dimp18", device="cuda")
 >>> tracker.initialize(frame, box)
@@ -16,9 +16,9 @@ __version__ = "0.1.0"
 
 
 def create(name: str, **options: Any) -> Tracker[Any]:
-    """Build a tracker by its registered name; see `tracker_ros.trackers.registry.create`."""
+    """Build a tracker by its registered name; see `tracker_ros.registry.create`."""
     # Imported here: `import tracker_ros` alone must not load torch.
-    from tracker_ros.trackers import registry
+    from tracker_ros import registry
 
     return registry.create(name, **options)
 
@@ -26,6 +26,6 @@ def create(name: str, **options: Any) -> Tracker[Any]:
 # Not `trackers`: the package of that name takes this place as soon as it is imported.
 def tracker_names() -> list[str]:
     """Names of the registered trackers."""
-    from tracker_ros.trackers import registry
+    from tracker_ros import registry
 
     return registry.names()

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 import tracker_ros
-from tracker_ros.trackers import registry
+from tracker_ros import registry
 
 #: Command -> the module that has its `add_arguments` and `run`, and one line on what it does.
 COMMANDS = {
@@ -83,10 +83,13 @@ def run(args: argparse.Namespace) -> int:
             print(f"{entry.name:<{width}}{entry.description}")
         return 0
     options = registry.get(args.name).options
-    for f in dataclasses.fields(options):
+    for f in options.options():
         limits = f.metadata.get("choices") or tuple(f.metadata.get(k) for k in ("low", "high"))
         allowed = "" if limits == (None, None) else f" {limits}"
         print(f"{f.name} = {getattr(options, f.name)!r}{allowed}\n    {f.metadata.get('help', '')}")
+    studied = ", ".join(f"{f.name}={getattr(options.design, f.name)!r}" for f in dataclasses.fields(options.design))
+    if studied:
+        print(f"\nfor evaluations only: {studied}")
     return 0
 
 

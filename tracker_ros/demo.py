@@ -27,9 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tracker_ros import __version__
+from tracker_ros import __version__, registry
 from tracker_ros.geometry.boxes import Box
-from tracker_ros.trackers import registry
 
 #: Seconds for the nodes to start (importing torch from a cold disk takes most of it), and for the recorder to end.
 START_TIMEOUT = 180.0

@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from tracker_ros import registry
 from tracker_ros.errors import WeightsError, WeightsMissing
 from tracker_ros.networks.published import Converter
 
@@ -121,10 +122,9 @@ def network_of(path: str | Path) -> str:
 def _read(path: Path, network: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of a weights file, as stored."""
     if not path.is_file():
-        from tracker_ros.networks.published import CONVERTERS
-
         way = f"give a .safetensors file, or put {network}.safetensors into {models_directory()}"
-        if network in CONVERTERS:
+        known = registry.networks()
+        if network in known and known[network].converter:
             way = (
                 "give a .safetensors file, or import a published checkpoint with "
                 f"'tracker_ros import-weights CHECKPOINT --tracker {network} --out {network}.safetensors'"
@@ -369,37 +369,14 @@ def _read_legacy(path: Path) -> Any:
 
 def builders() -> dict[str, Callable[[], nn.Module]]:
     """Network name to what builds the module, with random weights."""
-    from tracker_ros.networks import clnet, detection, dimp, faster_rcnn, siamban, siamrn, siamrpn, ssd
-
-    return {
-        "dimp18": lambda: dimp.DiMPNet(dimp.DIMP18),
-        "dimp50": lambda: dimp.DiMPNet(dimp.DIMP50),
-        "siamrpn18": lambda: siamrpn.SiamRPNNet(siamrpn.SIAMRPN18),
-        "siamrpn_alex_dw": lambda: siamrpn.SiamRPNNet(siamrpn.SIAMRPN_ALEX_DW),
-        "siamrpn_alex_up": lambda: siamrpn.SiamRPNNet(siamrpn.SIAMRPN_ALEX_UP),
-        "siamrpn_big_up": lambda: siamrpn.SiamRPNNet(siamrpn.SIAMRPN_BIG_UP),
-        "siamrpnpp18": lambda: siamrpn.SiamRPNNet(siamrpn.SIAMRPNPP18),
-        "siamrpnpp_r50": lambda: siamrpn.SiamRPNNet(siamrpn.SIAMRPNPP_R50),
-        "clnet18": lambda: clnet.CLNet(clnet.CLNET18),
-        "clnet_r50": lambda: clnet.CLNet(clnet.CLNET_R50),
-        "siamban18": lambda: siamban.SiamBANNet(siamban.SIAMBAN18),
-        "siamban_r50": lambda: siamban.SiamBANNet(siamban.SIAMBAN_R50),
-        "siamrn18": lambda: siamrn.SiamRNNet(siamrn.SIAMRN18),
-        "siamrn_r50": lambda: siamrn.SiamRNNet(siamrn.SIAMRN_R50),
-        "guided_ssd18": lambda: ssd.SSD(ssd.GUIDED_SSD18),
-        "guided_ssd18_single": lambda: ssd.SSD(detection.with_one_exemplar(ssd.GUIDED_SSD18, 102)),
-        "guided_ssd_vgg16": lambda: ssd.SSD(ssd.GUIDED_SSD_VGG16),
-        "guided_frcnn18": lambda: faster_rcnn.FasterRCNN(faster_rcnn.GUIDED_FRCNN18),
-        "guided_frcnn_r50": lambda: faster_rcnn.FasterRCNN(faster_rcnn.GUIDED_FRCNN_R50),
-    }
+    return {name: network.create for name, network in registry.networks().items()}
 
 
 def importers() -> dict[str, tuple[Callable[[], nn.Module], Converter]]:
     """Network name to (builder of the module, converter of a published checkpoint), for those that were published."""
-    from tracker_ros.networks import published
-
-    build = builders()
-    return {name: (build[name], converter) for name, converter in published.CONVERTERS.items()}
+    return {
+        name: (network.create, network.convert) for name, network in registry.networks().items() if network.converter
+    }
 
 
 def import_checkpoint(path: str | Path, network: str) -> nn.Module:

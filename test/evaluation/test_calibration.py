@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from tracker_ros import registry
 from tracker_ros.cli import main
 from tracker_ros.evaluation.calibration import (
     Samples,
@@ -23,8 +23,7 @@ from tracker_ros.evaluation.calibration import (
 )
 from tracker_ros.evaluation.sequences import load_sequence
 from tracker_ros.evaluation.specs import TrackerSpec
-from tracker_ros.trackers import registry
-from tracker_ros.trackers.base import Estimate, Tracker, TrackerOptions, TrackState, option
+from tracker_ros.trackers.base import Estimate, Tracker, TrackerOptions, TrackState
 
 
 def test_the_best_threshold_lies_in_the_widest_gap() -> None:
@@ -62,13 +61,11 @@ def test_thresholds_follow_from_the_cues() -> None:
     assert report["frames"] == {"hits": 100, "between": 1, "misses": 100, "absent": 50, "lost_absent": 101}
     suggested = report["suggested"]
     assert suggested["good_score"] == pytest.approx(0.45, abs=0.001), "the middle of the gap"
-    assert suggested["not_found_threshold"] == pytest.approx(0.45, abs=0.001), "no more than good_score"
+    assert suggested["bad_score"] == pytest.approx(0.45, abs=0.001), "no more than good_score"
     assert suggested["regain_score"] == pytest.approx(0.69, abs=0.001), "2 % of the searches score higher"
-    assert suggested["distractor_threshold"] == pytest.approx((0.6 + 0.95) / 2, abs=0.001)
-    assert "min_sharpness" not in suggested, "there is no such cue"
-    assert set(report["cues"]) == {"score", "distractor"}
+    assert set(report["cues"]) == {"score", "distractor"}, "there is no sharpness"
     new = report["quality"]["suggested"]
-    assert (new["good_hits"], new["good_misses"], new["bad_hits"], new["bad_misses"]) == (1, 0, 0, 0.9)
+    assert (new["good_hits"], new["good_misses"], new["bad_hits"], new["bad_misses"]) == (1, 0.1, 0, 0.9)
     assert new["false_regains"] == pytest.approx(2 / 101)
     assert "--set siamrpn.good_score=0.45" in report["set"]
 
@@ -90,15 +87,7 @@ def test_without_misses_nothing_is_suggested() -> None:
     samples = Samples([0.9], [0.0], [1.0], [0.8], [False])
     report = calibrate(TrackerSpec("kcf", "kcf", {}), samples)
     assert (report["suggested"], report["cues"], report["set"]) == ({}, {}, "")
-    assert math.isnan(quality(samples, {"good_score": 0.5, "bad_score": 0.2}, "bad_score")["good_misses"])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(TrackerOptions):
-    """See `Sleeper`."""
-
-    good_score: float = option(0.5, "", low=0.0, high=1.0)
-    not_found_threshold: float = option(0.5, "", low=0.0, high=1.0)
+    assert math.isnan(quality(samples, {"good_score": 0.5, "bad_score": 0.2, "regain_score": 0.8})["good_misses"])
 
 
 class Sleeper(Tracker):
@@ -119,7 +108,7 @@ class Sleeper(Tracker):
 
 @pytest.fixture
 def sleeper(monkeypatch) -> TrackerSpec:
-    entry = registry.Entry("sleeper", "", lambda: (lambda name, options: Sleeper(name, options), Options()))
+    entry = registry.Entry("sleeper", "", Sleeper, preset=TrackerOptions())
     monkeypatch.setattr(registry, "DEFAULT", registry.Registry((entry,)))
     Sleeper.starts, Sleeper.seen = [], []
     return TrackerSpec("sleeper", "sleeper", {})
@@ -161,7 +150,7 @@ def test_the_command_writes_thresholds(make_sequence, tmp_path: Path, capsys) ->
     assert own["frames"]["hits"] == 7
     assert own["quality"]["suggested"]["good_hits"] == 1
     assert own["quality"]["suggested"]["good_misses"] == 0
-    assert set(own["suggested"]) == {"good_score", "bad_score"}
+    assert set(own["suggested"]) == {"good_score", "bad_score", "regain_score"}
     assert own["set"] in capsys.readouterr().out
     assert "command: tracker_ros evaluate --calibrate" in (tmp_path / "out" / "calibration.txt").read_text()
     assert main([*call, "--realtime", "30"]) == 2

@@ -8,13 +8,13 @@ import cv2
 import numpy as np
 import pytest
 
+from tracker_ros import registry
 from tracker_ros.evaluation.runs import Protocol, run_all, track_sequence
 from tracker_ros.evaluation.sequences import InvalidSequence, Sequence, load_sequence
 from tracker_ros.evaluation.specs import TrackerSpec, parse_specs
 from tracker_ros.geometry.boxes import Box
-from tracker_ros.trackers import registry
+from tracker_ros.registry import UnknownTracker
 from tracker_ros.trackers.base import Estimate, InvalidOption, Tracker, TrackerOptions, TrackState
-from tracker_ros.trackers.registry import UnknownTracker
 
 
 class Clock:
@@ -121,7 +121,7 @@ def teller(monkeypatch) -> list[Teller]:
         built.append(Teller(Clock()))
         return built[-1]
 
-    entry = registry.Entry("teller", "tells", lambda: (make, TrackerOptions()))
+    entry = registry.Entry("teller", "tells", make, preset=TrackerOptions())
     monkeypatch.setattr(registry, "DEFAULT", registry.DEFAULT.extended(entry))
     return built
 
@@ -208,9 +208,9 @@ def test_two_processes_give_what_one_gives(make_sequence) -> None:
 
 
 def test_specs_take_options_from_the_label_and_from_settings() -> None:
-    plain, other = parse_specs(["kcf", "kcf:good_score=0.7,heatmap=false"], ["search_score=0.9"], device="cpu")
-    assert plain == TrackerSpec("kcf", "kcf", {"device": "cpu", "search_score": 0.9})
-    assert other.options == {"device": "cpu", "search_score": 0.9, "good_score": 0.7, "heatmap": False}
+    plain, other = parse_specs(["kcf", "kcf:good_score=0.7,heatmap=false"], ["regain_score=0.9"], device="cpu")
+    assert plain == TrackerSpec("kcf", "kcf", {"device": "cpu", "regain_score": 0.9})
+    assert other.options == {"device": "cpu", "regain_score": 0.9, "good_score": 0.7, "heatmap": False}
     assert other.folder == "kcf_good_score=0.7,heatmap=false"
     csrt, kcf = parse_specs(["csrt", "kcf"], ["csrt.good_score=0.5"])
     assert (csrt.options, kcf.options) == ({"good_score": 0.5}, {})

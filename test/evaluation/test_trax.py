@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
+from tracker_ros import registry
 from tracker_ros.evaluation import trax as server
 from tracker_ros.evaluation.sequences import Sequence, load_sequence
-from tracker_ros.trackers import registry
 
 COMMAND = [sys.executable, "-m", "tracker_ros.evaluation.trax"]
 

@@ -25,11 +25,11 @@ from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 from vision_msgs.msg import Detection2D, Detection2DArray
 
+from tracker_ros import registry
 from tracker_ros.errors import WeightsMissing
 from tracker_ros.geometry.boxes import Box
 from tracker_ros.ros import messages
 from tracker_ros.ros.tracker_node import TrackerNode, spin
-from tracker_ros.trackers import registry
 from tracker_ros.trackers.base import Estimate, Tracker, TrackerOptions, TrackState, option
 from tracker_ros_interfaces.msg import TrackStatus
 from tracker_ros_interfaces.srv import InitTarget
@@ -169,10 +169,10 @@ class Graph:
     ) -> TrackerNode:
         """Start the node with `parameters` (``__`` for a dot) and listen to `topics`; waits until it is active."""
 
-        def load() -> tuple[registry.Factory, TrackerOptions]:
-            return lambda name, options: PuppetTracker(name, options, self.puppet), PuppetOptions()
+        def make(name: str, options: PuppetOptions) -> PuppetTracker:
+            return PuppetTracker(name, options, self.puppet)
 
-        puppets = [registry.Entry(name, "", load) for name in ("puppet", "puppet2")]
+        puppets = [registry.Entry(name, "", make, preset=PuppetOptions()) for name in ("puppet", "puppet2")]
         values = {"tracker": "puppet", **{key.replace("__", "."): value for key, value in parameters.items()}}
         overrides = [Parameter(key, value=value) for key, value in values.items()]
         self.node = self._spin(

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tracker_ros import registry
 from tracker_ros.geometry.boxes import Box, InvalidBox
 from tracker_ros.ros.session import Session, TrackerFailed
-from tracker_ros.trackers import registry
 from tracker_ros.trackers.base import Estimate, Tracker, TrackerOptions, TrackState
 
 FRAME = np.zeros((480, 640, 3), np.uint8)

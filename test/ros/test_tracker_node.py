@@ -23,10 +23,9 @@ from rcl_interfaces.msg import ParameterType
 from sensor_msgs.msg import CompressedImage
 from vision_msgs.msg import Detection2D
 
-from tracker_ros import images, weights
+from tracker_ros import images, registry, weights
 from tracker_ros.geometry.boxes import Box
 from tracker_ros.ros import messages, overlay
-from tracker_ros.trackers import registry
 from tracker_ros.trackers.base import TrackState
 from tracker_ros_interfaces.msg import TrackStatus
 from tracker_ros_interfaces.srv import InitTarget
@@ -287,7 +286,7 @@ def test_a_slow_tracker_never_lags_and_every_image_is_accounted_for(graph):
 
 @pytest.mark.parametrize("tracker", ["guided_ssd", "guided_frcnn"])
 def test_a_detector_that_learns_from_each_image_never_lags(graph, tracker):
-    if not weights.shipped(registry.DEFAULT.get(tracker).options.network).is_file():
+    if not weights.shipped(registry.DEFAULT.get(tracker).options.design.network).is_file():
         pytest.skip(f"the weights of {tracker} are not there")
     rng = np.random.default_rng(0)
     ground = cv2.resize(rng.integers(0, 255, (30, 40, 3), np.uint8), (640, 480))

@@ -15,6 +15,7 @@ from tracker_ros.networks.dimp import DIMP18, DIMP50, DiMPNet
 from tracker_ros.networks.inference import DeviceError
 from tracker_ros.trackers.base import InvalidOption, TrackState
 from tracker_ros.trackers.dimp import (
+    PRESETS,
     DiMP,
     DiMPOptions,
     RandomDraws,
@@ -37,11 +38,11 @@ def _tracker(network: DiMPNet, **options: object) -> DiMP:
         "device": "cpu",
         "precision": "float32",
         "refinement_iterations": 0,
-        "not_found_threshold": 0.15,
+        "bad_score": 0.15,
         "good_score": 0.2,
         "regain_score": 0.2,
     }
-    return DiMP("dimp18", DiMPOptions(**(defaults | options)), network)  # type: ignore[arg-type]
+    return DiMP("dimp18", PRESETS["dimp18"].vary(**(defaults | options)), network)
 
 
 def _scene(texture: np.ndarray, x: int, y: int, shown: bool = True) -> tuple[np.ndarray, Box]:
@@ -120,7 +121,7 @@ def test_update_policy(network: DiMPNet, texture: np.ndarray) -> None:
     assert target.memory is None
     assert torch.equal(before, target.filter)
 
-    learning = _tracker(network, update="dimp", update_interval=4, hard_negative_iterations=0)
+    learning = _tracker(network, update="dimp", update_interval=4)
     target = learning.start(frame, [box])[0]
     changed = []
     for _ in range(8):
@@ -192,7 +193,7 @@ def test_an_image_of_another_size_in_mid_stream_is_taken(network: DiMPNet, textu
 
 
 def test_the_larger_network_runs(texture: np.ndarray) -> None:
-    tracker = DiMP("dimp50", DiMPOptions(network="dimp50", device="cpu"), DiMPNet(DIMP50))
+    tracker = DiMP("dimp50", PRESETS["dimp50"].replace(device="cpu"), DiMPNet(DIMP50))
     tracker.initialize(*_scene(texture, 100, 90))
     assert np.isfinite(tracker.track(_scene(texture, 103, 90)[0]).box).all()
 
@@ -248,7 +249,7 @@ def test_a_look_alike_does_not_replace_a_target_that_vanishes(network: DiMPNet, 
     estimates = [tracker.track(dull) for _ in range(12)]
     assert estimates[-1].state is TrackState.LOST
     assert all(iou(e.box, Box(170, 90, 36, 36)) < 0.2 for e in estimates)
-    eager = _tracker(network, regain_score=0.1, regain_ratio=0.0, regain_colour=0.0)
+    eager = _tracker(network, regain_score=0.1, rules="-jump-vanished-colour")
     eager.initialize(frame, box)
     for _ in range(5):
         eager.track(frame)

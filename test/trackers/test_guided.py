@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +19,8 @@ from tracker_ros.geometry.boxes import Box, iou
 from tracker_ros.networks.adaptation import drift_limit, norm
 from tracker_ros.networks.detection import Candidates, Detections
 from tracker_ros.trackers.base import InvalidOption, TrackState
-from tracker_ros.trackers.guided import PRESETS, GuidedOptions, GuidedTracker, change_penalty, response_map, select
+from tracker_ros.trackers.guided import PRESETS, GuidedTracker, change_penalty, response_map, select
+from tracker_ros.trackers.state import ConfidenceThresholds
 
 W, H = 320, 240
 SIDE, CELLS = 64, 32
@@ -91,14 +93,21 @@ class RedDetector(nn.Module):
         return boxes_of.label(boxes_of.overlap_matrix(boxes, targets[:, None])[..., 0], 0.5, 0.4)
 
 
-def _tracker(**options: Any) -> GuidedTracker:
+class Credulous(GuidedTracker):
+    """Takes every frame for a good one."""
+
+    def thresholds(self) -> ConfidenceThresholds:
+        return replace(super().thresholds(), good_score=0.0, bad_score=0.0, max_distractor=1.0, min_sharpness=0.0)
+
+
+def _tracker(kind: type[GuidedTracker] = GuidedTracker, **options: Any) -> GuidedTracker:
     # The preset's calibration is that of the shipped head, not of this one.
     defaults: dict[str, Any] = {
         "device": "cpu", "precision": "float32", "update_interval": 1, "learn_score": 0.0, "score_scale": 1.0,
         "score_shift": 0.0,
     }  # fmt: skip
     network: Any = RedDetector()
-    return GuidedTracker("guided_ssd", PRESETS["guided_ssd"].replace(**(defaults | options)), network)  # type: ignore[arg-type]
+    return kind("guided_ssd", PRESETS["guided_ssd"].vary(**(defaults | options)), network)  # type: ignore[arg-type]
 
 
 def _scene(*boxes: Box, colour: tuple[int, int, int] = (20, 20, 250)) -> NDArray[np.uint8]:
@@ -126,10 +135,9 @@ def test_penalty_is_equation_5() -> None:
 
 
 def test_selection_prefers_what_changes_little_and_is_near() -> None:
-    options = GuidedOptions(window_influence=0.3)
     boxes = torch.tensor([[[128, 128, 50.0, 50.0], [128, 128, 100.0, 100.0], [20, 20, 50.0, 50.0]]])
     scores = torch.tensor([[0.7, 0.8, 0.75]])
-    found = select(scores, boxes, torch.tensor([[50.0, 50.0]]), torch.tensor([0.3]), 256.0, options)
+    found = select(scores, boxes, torch.tensor([[50.0, 50.0]]), torch.tensor([0.3]), 256.0)
     assert found.box.tolist() == [[128, 128, 50, 50]]
     assert found.score.item() == pytest.approx(0.7)
     assert found.second.item() == pytest.approx(0.75)  # the other object, not the larger box of the same
@@ -139,7 +147,7 @@ def test_selection_prefers_what_changes_little_and_is_near() -> None:
 def test_numbers_that_are_none_are_not_selected() -> None:
     boxes = torch.tensor([[[128, 128, math.nan, 50.0], [100, 100, 50.0, 50.0]]])
     scores = torch.tensor([[math.nan, 0.4]])
-    found = select(scores, boxes, torch.tensor([[50.0, 50.0]]), torch.tensor([0.3]), 256.0, GuidedOptions())
+    found = select(scores, boxes, torch.tensor([[50.0, 50.0]]), torch.tensor([0.3]), 256.0)
     assert found.box.tolist() == [[100, 100, 50, 50]]
 
 
@@ -238,8 +246,8 @@ def test_anchored_parameters_stay_within_the_bound_of_equation_4() -> None:
     drift = {}
     for update in ("maml", "maml_anchored"):
         tracker = _tracker(
-            update=update, inner_rate=100.0, gradient_limit=0.5, anchor_weight=0.5, init_iterations=0, regain_score=0.0,
-            not_found_threshold=0.0, good_score=0.0, distractor_threshold=1.0, min_sharpness=0.0,
+            Credulous, update=update, inner_rate=100.0, gradient_limit=0.5, anchor_weight=0.5, init_iterations=0,
+            regain_score=0.0, bad_score=0.0, good_score=0.0,
         )  # fmt: skip
         tracker.initialize(_scene(_path(0)), _path(0))
         target: Any = tracker._target
@@ -314,8 +322,8 @@ def test_options_are_checked() -> None:
 def test_networks_run_and_learn_a_target_from_its_first_frame(name: str, texture: NDArray[np.uint8]) -> None:
     """A random head and a random backbone: what the first frame's steps leave scores the target higher than before."""
     torch.manual_seed(0)
-    options = PRESETS[name].replace(device="cpu", precision="float32", init_samples=2, init_iterations=5)
-    network: Any = weights.builders()[options.network]()  # type: ignore[attr-defined]
+    options = PRESETS[name].vary(device="cpu", precision="float32", init_samples=2, init_iterations=5)
+    network: Any = weights.builders()[options.design.network]()  # type: ignore[attr-defined]
     tracker = GuidedTracker(name, options, network)  # type: ignore[arg-type]
     tracker.initialize(texture, (140, 100, 40, 36))
     target: Any = tracker._target

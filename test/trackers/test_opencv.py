@@ -62,7 +62,7 @@ def test_lost_when_the_target_leaves_and_found_when_it_returns(name: str) -> Non
 
 @needs_contrib
 def test_a_look_at_the_whole_frame_can_be_turned_off() -> None:
-    tracker = OpenCVTracker("kcf", PRESETS["kcf"].replace(search_score=1.0))
+    tracker = OpenCVTracker("kcf", PRESETS["kcf"].replace(regain_score=1.0))
     tracker.initialize(_scene(100), (100, 100, SIDE, SIDE))
     for _ in range(10):
         tracker.track(_scene(None))

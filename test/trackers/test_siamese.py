@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -13,13 +14,13 @@ from siamese_nets import build
 from torch import Tensor
 
 import tracker_ros
-from tracker_ros import weights
+from tracker_ros import registry, weights
 from tracker_ros.errors import WeightsMissing
 from tracker_ros.geometry.anchors import cosine_window
 from tracker_ros.geometry.boxes import Box, iou
 from tracker_ros.networks.siamese import SiameseNet
-from tracker_ros.trackers import registry
 from tracker_ros.trackers.base import Estimate, InvalidOption, TrackState
+from tracker_ros.trackers.search import calibrated
 from tracker_ros.trackers.siamese import Response, SiameseTracker, select
 
 W, H = 320, 240
@@ -31,7 +32,7 @@ def _tracker(name: str, kind: str = "", **options: Any) -> Any:
     defaults = {"device": "cpu", "precision": "float32"}
     network = build(kind or {"siamrpn": "alex_dw"}.get(name, name))
     factory: Any = entry.load()[0]
-    return factory(name, entry.options.replace(**(defaults | options)), network)
+    return factory(name, entry.options.vary(**(defaults | options)), network)
 
 
 def _scene(box: Box, seed: int = 0) -> NDArray[np.uint8]:
@@ -81,7 +82,7 @@ class Seeing(SiameseTracker):
 
 
 def _seeing(**options: Any) -> Seeing:
-    preset = registry.get("siamban").options.replace(
+    preset = registry.get("siamban").options.vary(
         device="cpu", precision="float32", size_rate=1.0, penalty=0.0, score_scale=1.0, score_shift=0.0, **options
     )
     return Seeing("siamban", preset, build("siamban"))  # type: ignore[arg-type]
@@ -117,7 +118,7 @@ def test_published_boxes_are_half_a_pixel_off() -> None:
 
 
 def test_the_published_tracker_moves_on_every_score() -> None:
-    tracker = _seeing(compat="published", redetect_windows=0)
+    tracker = _seeing(compat="published")
     box = Box(101.0, 80.0, 47.0, 31.0)
     tracker.initialize(_scene(box), box)
     tracker.confidence = 0.05
@@ -193,8 +194,11 @@ def _select(scores: list[float], boxes: list[list[float]], influence: float = 0.
     full = torch.zeros(1, 9)
     full[0, : len(scores)] = torch.tensor(scores)
     proposals = torch.tensor(boxes + [[500.0, 500.0, 40.0, 40.0]] * (9 - len(boxes)))[None]
-    preset = registry.get("siamban").options.replace(**options)
-    return select(Response(full, proposals), torch.tensor([[40.0, 40.0]]), torch.tensor([influence]), WINDOW, preset)
+    preset = registry.get("siamban").options.vary(**options)
+    found, rate = select(
+        Response(full, proposals), torch.tensor([[40.0, 40.0]]), torch.tensor([influence]), WINDOW, preset
+    )
+    return SimpleNamespace(**found._asdict(), rate=rate)
 
 
 def test_a_change_of_size_is_penalised() -> None:
@@ -398,7 +402,8 @@ def test_siamrn_ablations_change_what_they_name(frames: list[NDArray[np.uint8]])
 def _settings(tracker: Any) -> dict[str, float]:
     """The numbers by which SiamBAN's and SiamRN's settings differ."""
     names = ("penalty", "window_influence", "size_rate", "score_scale", "score_shift")
-    return {name: getattr(tracker.options, name) for name in names}
+    design = tracker.options.design
+    return {name: getattr(tracker.options, name, getattr(design, name, None)) for name in names}
 
 
 @pytest.mark.parametrize("kind", ["refined", "product", "matching"])
@@ -458,17 +463,15 @@ def test_every_choice_of_network_has_a_builder() -> None:
     known = weights.builders()
     for name in NAMES:
         options: Any = registry.get(name).options
-        choices = type(options).__dataclass_fields__["network"].metadata["choices"]
-        assert options.network in choices
+        choices = type(options.design).__dataclass_fields__["network"].metadata["choices"]
+        assert options.design.network in choices
         assert set(choices) <= set(known)
 
 
-def test_calibrated_scores_keep_their_order(frames: list[NDArray[np.uint8]]) -> None:
-    raw = _tracker("siamban", score_scale=1.0, score_shift=0.0)
-    shifted = _tracker("siamban", score_scale=0.5, score_shift=-1.0)
+def test_calibrated_scores_keep_their_order() -> None:
     tensor = torch.tensor([[0.0, 0.1, 0.5, 0.9, 1.0]])
-    assert torch.equal(raw._calibrated(tensor), tensor)
-    found = shifted._calibrated(tensor)
+    assert torch.equal(calibrated(tensor, 1.0, 0.0), tensor)
+    found = calibrated(tensor, 0.5, -1.0)
     assert bool((found.diff() > 0).all())
     assert float(found[0, 2]) == pytest.approx(1 / (1 + np.e))
     assert float(found[0, 0]) == 0

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tracker_ros import registry
 from tracker_ros.evaluation import sequences as seq
 from tracker_ros.evaluation.process import set_seeds
 from tracker_ros.evaluation.runs import can_start
 from tracker_ros.evaluation.specs import TrackerSpec
 from tracker_ros.geometry.boxes import Box, iou
-from tracker_ros.trackers import registry
 from tracker_ros.trackers.base import Estimate
 
 Array = NDArray[np.float64]
@@ -35,18 +35,15 @@ HIT = 0.5
 FALSE_REGAINS = 0.02
 #: Part of the hits that may be BAD.
 BAD_HITS = 0.02
-#: Part of the hits that score well that another cue may turn down.
-DOUBTED_HITS = 0.05
 
-#: Options, where a tracker has them, with which it decides nothing and moves on every score.
+#: Settings, where a tracker has them, with which it decides nothing and moves on every score.
 _OPEN: dict[str, Any] = {
-    "good_score": 0.0, "bad_score": 0.0, "not_found_threshold": 0.0, "regain_score": 0.0, "regain_ratio": 0.0,
-    "regain_colour": 0.0, "distractor_threshold": 1.0, "min_sharpness": 0.0, "search_score": 1.0, "heatmap": False,
+    "good_score": 0.0, "bad_score": 0.0, "regain_score": 1.0, "heatmap": False,
+    "rules": "-scan-free-confirm-jump-vanished-colour-median-border",
 }  # fmt: skip
-#: Options with which everything counts as LOST and nothing as found again.
+#: Settings with which everything counts as LOST and nothing as found again.
 _SHUT: dict[str, Any] = {
-    "good_score": 1.0, "bad_score": 1.0, "not_found_threshold": 1.0, "regain_score": 1.0, "lost_after": 1,
-    "redetect_after": 0, "heatmap": False,
+    "good_score": 1.0, "bad_score": 1.0, "regain_score": 1.0, "lost_after": 1, "rules": "-patience", "heatmap": False,
 }  # fmt: skip
 #: Frames until a tracker with these options is LOST.
 _SETTLING = 3
@@ -128,7 +125,8 @@ def gather(
 
 def _with(spec: TrackerSpec, settings: Mapping[str, Any]) -> TrackerSpec:
     """The tracker with those of `settings` that it has."""
-    fields = {f.name for f in dataclasses.fields(registry.get(spec.name).options)}
+    preset = registry.get(spec.name).options
+    fields = {f.name for f in (*dataclasses.fields(preset), *dataclasses.fields(preset.design))}
     own = {name: value for name, value in settings.items() if name in fields}
     return dataclasses.replace(spec, options=spec.options | own)
 
@@ -141,16 +139,13 @@ def _whole(box: Box, size: tuple[int, int]) -> bool:
 def calibrate(spec: TrackerSpec, samples: Samples) -> dict[str, Any]:
     """Thresholds for a tracker, and how well its cues tell hits from misses.
 
-    Hits have an IoU above `HIT`, misses none; frames in between count as neither. Of the options that the tracker has,
+    Hits have an IoU above `HIT`, misses none; frames in between count as neither. The thresholds:
 
     - ``good_score`` is the score with the highest balanced accuracy (mean of the parts of hits at or above it and of
       misses below it);
-    - ``not_found_threshold`` (``bad_score``) is the score below which `BAD_HITS` of the hits lie, and no more than
-      ``good_score``;
+    - ``bad_score`` is the score below which `BAD_HITS` of the hits lie, and no more than ``good_score``;
     - ``regain_score`` is the score that `FALSE_REGAINS` of the searches without the target exceed, and no less than
-      ``good_score``;
-    - ``distractor_threshold`` and ``min_sharpness`` tell best, in balanced accuracy, those hits and misses apart whose
-      score is good, but turn down no more than `DOUBTED_HITS` of these hits.
+      ``good_score``.
 
     An option is missing where there is nothing to base it on.
 
@@ -162,30 +157,15 @@ def calibrate(spec: TrackerSpec, samples: Samples) -> dict[str, Any]:
     """
     score, overlap = np.array(samples.score), np.array(samples.overlap)
     hit, miss = overlap > HIT, overlap <= 0
-    options = registry.get(spec.name).options.replace(**spec.options)
-    names = {f.name for f in dataclasses.fields(options)}
-    bad_name = "not_found_threshold" if "not_found_threshold" in names else "bad_score"
-    found: dict[str, float] = {}
+    options = registry.get(spec.name).options.vary(**spec.options)
+    suggested: dict[str, float] = {}
     if hit.any() and miss.any():
         good = best_threshold(score[hit], score[miss])
-        found["good_score"] = good
-        found[bad_name] = min(good, float(np.quantile(score[hit], BAD_HITS)))
+        suggested = {"good_score": good, "bad_score": min(good, float(np.quantile(score[hit], BAD_HITS)))}
         if samples.lost_scores:
-            found["regain_score"] = max(good, float(np.quantile(samples.lost_scores, 1 - FALSE_REGAINS)))
-        fine = score >= good
-        for name, values, sign in (
-            ("distractor_threshold", np.array(samples.distractor), -1.0),
-            ("min_sharpness", np.array(samples.sharpness), 1.0),
-        ):
-            on, off = sign * values[hit & fine], sign * values[miss & fine]
-            if len(off) and len(on) and np.isfinite(on).all() and np.isfinite(off).all():
-                found[name] = sign * min(best_threshold(on, off), float(np.quantile(on, DOUBTED_HITS)))
-    suggested = {name: round(value, 3) for name, value in found.items() if name in names}
-    current = {
-        name: getattr(options, name)
-        for name in ("good_score", bad_name, "regain_score", "distractor_threshold", "min_sharpness")
-        if name in names
-    }
+            suggested["regain_score"] = max(good, float(np.quantile(samples.lost_scores, 1 - FALSE_REGAINS)))
+    suggested = {name: round(value, 3) for name, value in suggested.items()}
+    current = {name: getattr(options, name) for name in ("good_score", "bad_score", "regain_score")}
     cues = {}
     for name, sign in (("score", 1.0), ("distractor", -1.0), ("sharpness", 1.0)):
         values = np.array(getattr(samples, name))
@@ -201,33 +181,32 @@ def calibrate(spec: TrackerSpec, samples: Samples) -> dict[str, Any]:
         "suggested": suggested,
         "current": current,
         "quality": {
-            "current": quality(samples, current, bad_name), "suggested": quality(samples, current | suggested, bad_name)
+            "current": quality(samples, current), "suggested": quality(samples, current | suggested)
         },
         "chance": chance_of_a_hit(score, hit) if hit.any() and not hit.all() else None,
         "set": " ".join(f"--set {spec.name}.{name}={value:g}" for name, value in suggested.items()),
     }  # fmt: skip
 
 
-def quality(samples: Samples, options: Mapping[str, float], bad_name: str = "not_found_threshold") -> dict[str, float]:
-    """What thresholds make of single frames, before any hysteresis.
+def quality(samples: Samples, options: Mapping[str, float]) -> dict[str, float]:
+    """What thresholds on the score make of single frames, before any hysteresis.
 
     Returns:
         ``good_hits``, ``good_misses``, ``bad_hits`` and ``bad_misses`` (parts of the hits and misses that are GOOD and
-        BAD), and where the tracker has the option, ``regain_hits`` and ``false_regains`` (parts of the hits, and of
-        the searches without the target, that reach `regain_score`); NaN where there are no such frames.
+        BAD), ``regain_hits`` and ``false_regains`` (parts of the hits, and of the searches without the target, that
+        reach `regain_score`); NaN where there are no such frames.
     """
     score, overlap = np.array(samples.score), np.array(samples.overlap)
     hit, miss = overlap > HIT, overlap <= 0
-    bad, good = score < options[bad_name], score >= options["good_score"]
-    # A cue that a tracker does not have (NaN) turns nothing down.
-    good &= ~(np.array(samples.distractor) > options.get("distractor_threshold", 1.0))
-    good &= ~(np.array(samples.sharpness) < options.get("min_sharpness", 0.0))
-    bad |= np.array(samples.sharpness) < options.get("min_sharpness", 0.0) / 2
-    good &= ~bad
-    parts = {"good_hits": good[hit], "good_misses": good[miss], "bad_hits": bad[hit], "bad_misses": bad[miss]}
-    if "regain_score" in options:
-        parts["regain_hits"] = score[hit] >= options["regain_score"]
-        parts["false_regains"] = np.array(samples.lost_scores) > options["regain_score"]
+    bad, good = score < options["bad_score"], score >= options["good_score"]
+    parts = {
+        "good_hits": good[hit],
+        "good_misses": good[miss],
+        "bad_hits": bad[hit],
+        "bad_misses": bad[miss],
+        "regain_hits": score[hit] >= options["regain_score"],
+        "false_regains": np.array(samples.lost_scores) > options["regain_score"],
+    }
     return {name: float(part.mean()) if len(part) else math.nan for name, part in parts.items()}
 
 

@@ -1,4 +1,7 @@
-"""Trackers as they are written on the command line: ``dimp18`` or ``dimp18:update=none,search_area_scale=5``."""
+"""Trackers as they are written on the command line: ``dimp18`` or ``dimp18:update=none,optimizer=gradient``.
+
+An evaluation may change a tracker's design and the rules that it keeps, too, not only its options.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tracker_ros.trackers import registry
+from tracker_ros import registry
 from tracker_ros.trackers.base import InvalidOption, Tracker, TrackerOptions
 
 
@@ -23,7 +26,7 @@ class TrackerSpec:
     Attributes:
         label: how it was written; what reports call it.
         name: its name in the registry.
-        options: the options that differ from its preset.
+        options: the options, and fields of the design, that differ from its preset.
     """
 
     label: str
@@ -38,13 +41,14 @@ class TrackerSpec:
     @cached_property
     def files(self) -> dict[str, str]:
         """Name -> start of the SHA-256 of each file that it reads networks from."""
-        options = registry.get(self.name).options.replace(**self.options)
-        values = [getattr(options, f.name) for f in dataclasses.fields(options)]
+        options = registry.get(self.name).options.vary(**self.options)
+        values = [getattr(options, f.name) for f in options.options()]
         paths = [Path(value) for value in values if isinstance(value, str) and Path(value).is_file()]
-        if hasattr(options, "network") and not options.weights:
+        network = getattr(options.design, "network", None)
+        if network is not None and not options.weights:
             from tracker_ros import weights  # it loads torch, which not every tracker needs
 
-            paths += filter(Path.is_file, [weights.shipped(options.network)])
+            paths += filter(Path.is_file, [weights.shipped(network)])
         return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths}
 
     def create(self) -> Tracker[Any]:
@@ -70,7 +74,7 @@ def parse_specs(labels: Sequence[str], settings: Sequence[str] = (), device: str
     for label in labels:
         name, _, own = label.partition(":")
         preset = registry.get(name).options
-        fields = {f.name for f in dataclasses.fields(preset)}
+        fields = {f.name for f in (*preset.options(), *dataclasses.fields(preset.design))}
         options: dict[str, Any] = {} if device is None else {"device": device}
         for setting in settings:
             field, value = _split(setting)
@@ -81,7 +85,7 @@ def parse_specs(labels: Sequence[str], settings: Sequence[str] = (), device: str
         for setting in filter(None, own.split(",")):
             field, value = _split(setting)
             options[field] = _value(preset, field, value)
-        preset.replace(**options)
+        preset.vary(**options)
         specs.append(TrackerSpec(label, name, options))
     for setting in settings:
         if setting not in used:
@@ -98,7 +102,7 @@ def _split(setting: str) -> tuple[str, str]:
 
 def _value(preset: TrackerOptions, field: str, text: str) -> Any:
     """The text of an option's value as the type of that option."""
-    default = getattr(preset, field, None)
+    default = getattr(preset, field, getattr(preset.design, field, None))
     if default is None or isinstance(default, str):
         return text
     try:

@@ -192,15 +192,9 @@ def convert_siamese(checkpoint: Any, names: NameTable, owner: str, levels: int =
     return {k: v.flatten(1) if ".predictor." in k else v for k, v in tensors.items()}
 
 
-#: Network name to the converter of its published checkpoints.
-CONVERTERS: dict[str, Converter] = {
-    "dimp18": convert_dimp,
-    "dimp50": convert_dimp,
-    "siamrpn_alex_dw": partial(convert_siamese, names=SIAMRPN_DW_NAMES, owner="SiamRPN (depth-wise)"),
-    "siamrpn_alex_up": partial(convert_siamese, names=SIAMRPN_UP_NAMES, owner="SiamRPN (up-channel)"),
-    "siamrpn_big_up": partial(convert_siamese, names=SIAMRPN_UP_NAMES, owner="SiamRPN (up-channel)"),
-    "siamrpnpp_r50": partial(convert_siamese, names=SIAMRPNPP_NAMES, owner="SiamRPN++", levels=3),
-    "clnet_r50": partial(convert_siamese, names=CLNET_NAMES, owner="CLNet", levels=3),
-    "siamban_r50": partial(convert_siamese, names=SIAMBAN_NAMES, owner="SiamBAN", levels=3),
-    "siamrn_r50": partial(convert_siamese, names=SIAMRN_NAMES, owner="SiamRN", levels=3),
-}
+convert_siamrpn_dw = partial(convert_siamese, names=SIAMRPN_DW_NAMES, owner="SiamRPN (depth-wise)")
+convert_siamrpn_up = partial(convert_siamese, names=SIAMRPN_UP_NAMES, owner="SiamRPN (up-channel)")
+convert_siamrpnpp = partial(convert_siamese, names=SIAMRPNPP_NAMES, owner="SiamRPN++", levels=3)
+convert_clnet = partial(convert_siamese, names=CLNET_NAMES, owner="CLNet", levels=3)
+convert_siamban = partial(convert_siamese, names=SIAMBAN_NAMES, owner="SiamBAN", levels=3)
+convert_siamrn = partial(convert_siamese, names=SIAMRN_NAMES, owner="SiamRN", levels=3)

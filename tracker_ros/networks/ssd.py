@@ -23,6 +23,7 @@ from tracker_ros.networks.detection import (
     cell_count,
     flat_predictions,
     start_small,
+    with_one_exemplar,
 )
 from tracker_ros.networks.resnet import RESNET18
 from tracker_ros.networks.vgg import VGG16_CONFIG, VGGConfig
@@ -59,6 +60,7 @@ GUIDED_SSD18 = SSDConfig(
         LevelConfig(32, 190, channels=96, tower=1),
     ),
 )
+GUIDED_SSD18_SINGLE = with_one_exemplar(GUIDED_SSD18, 102)
 
 
 class SSDHead(nn.Module):

@@ -134,7 +134,7 @@ NODE_SPECS: dict[str, Spec] = {f.name: _spec(f, f.metadata["name"] or f.name) fo
 def tracker_specs(tracker: str, options: TrackerOptions) -> dict[str, Spec]:
     """Field of the preset's options -> its parameter, ``<tracker>.<field>`` with the preset's value as default."""
     specs = {}
-    for f in dataclasses.fields(options):
+    for f in options.options():
         value = getattr(options, f.name)
         if f.name in (*SHARED, *_HIDDEN) or value == ():
             continue  # The type of an empty array can't be told to ROS.
@@ -185,7 +185,7 @@ def build_options(preset: TrackerOptions, node: NodeOptions, own: Mapping[str, A
     Raises:
         InvalidParameter: a value that an option does not take, or an update policy for a tracker that has none.
     """
-    known = {f.name for f in dataclasses.fields(preset)}
+    known = {f.name for f in preset.options()}
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
     # What is left at its default is the preset's to say, which may be another one for other weights.
     options: dict[str, Any] = {key: value for key, value in values.items() if value != getattr(preset, key)}

@@ -32,7 +32,7 @@ from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 from vision_msgs.msg import BoundingBox2D, Detection2D, Detection2DArray
 
-from tracker_ros import images
+from tracker_ros import images, registry
 from tracker_ros.geometry.boxes import Box, InvalidBox, validate_init_box
 from tracker_ros.ros import diagnostics, heatmap, messages, overlay, parameters
 from tracker_ros.ros.frame_buffer import FrameBuffer, Received, StampNotFound, StampNotYet, catch_up
@@ -40,7 +40,6 @@ from tracker_ros.ros.mailbox import Counts
 from tracker_ros.ros.parameters import InvalidParameter, NodeOptions
 from tracker_ros.ros.session import Session, TrackerFailed
 from tracker_ros.ros.worker import Worker
-from tracker_ros.trackers import registry
 from tracker_ros.trackers.base import Estimate, Frame, Tracker, TrackState
 from tracker_ros_interfaces.msg import TrackStatus
 from tracker_ros_interfaces.srv import InitTarget

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import enum
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,13 +70,18 @@ class InvalidOption(ValueError):
     """An option that a tracker does not have, or a value that it does not take; the message names both."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrackerOptions:
-    """Options that all trackers share. A tracker's own dataclass stands beside its class and extends this one."""
+def again(declared: type[Settings], name: str, default: Any) -> Any:
+    """The field `name` of the settings `declared`, with another default."""
+    return field(default=default, metadata=declared.__dataclass_fields__[name].metadata)
 
-    device: str = option("auto", "where to run: auto (CUDA where there is one), cpu, cuda or cuda:N")
-    weights: str = option("", "weights file (.safetensors); empty: the ones that the package ships")
-    heatmap: bool = option(True, "compute the response map of every frame")
+
+SettingsT = TypeVar("SettingsT", bound="Settings")
+OptionsT = TypeVar("OptionsT", bound="TrackerOptions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A dataclass of `option` fields, all of whose values are checked."""
 
     def __post_init__(self) -> None:
         """Check every field against its declared type, range and choices.
@@ -106,7 +112,7 @@ class TrackerOptions:
             if choices is not None and value not in choices:
                 raise InvalidOption(f"option '{f.name}' must be one of {', '.join(choices)}; got '{value}'")
 
-    def replace(self, **changes: Any) -> TrackerOptions:
+    def replace(self: SettingsT, **changes: Any) -> SettingsT:
         """A copy with some options changed.
 
         Raises:
@@ -115,8 +121,54 @@ class TrackerOptions:
         known = {f.name for f in dataclasses.fields(self)}
         for name in changes:
             if name not in known:
-                raise InvalidOption(f"there is no option '{name}'; there are: {', '.join(sorted(known))}")
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean '{close[0]}'?" if close else ""
+                raise InvalidOption(
+                    f"there is no option '{name}'{hint} (there are: {', '.join(sorted(known - {'design'}))})"
+                )
         return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design(Settings):
+    """What a paper, its network or a study fixes: set by a preset or an evaluation, never a parameter of the node."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackerOptions(Settings):
+    """What the owner of a robot turns; all trackers have these. A tracker's own stand beside its class."""
+
+    device: str = option("auto", "where to run: auto (CUDA where there is one), cpu, cuda or cuda:N")
+    weights: str = option("", "weights file (.safetensors); empty: the ones that the package ships")
+    heatmap: bool = option(True, "compute the response map of every frame")
+    good_score: float = option(
+        0.6, "score from which the target is surely seen; higher: more frames are UNCERTAIN", low=0.0, high=1.0
+    )
+    bad_score: float = option(
+        0.3, "score below which it is not seen; higher: it is LOST sooner, and wrong boxes are rarer", low=0.0, high=1.0
+    )
+    regain_score: float = option(
+        0.8, "score that a lost target must reach; higher: look-alikes are taken for it less often", low=0.0, high=1.0
+    )
+    lost_after: int = option(
+        5, "frames without the target until it is LOST; higher: short covers are borne", low=1, high=300
+    )
+    design: Design = Design()
+
+    def options(self) -> list[dataclasses.Field[Any]]:
+        """The fields that are options: all but the design."""
+        return [f for f in dataclasses.fields(self) if f.name != "design"]
+
+    def vary(self: OptionsT, **changes: Any) -> OptionsT:
+        """A copy with some options, or fields of the design, changed: what an evaluation does.
+
+        Raises:
+            InvalidOption: a name that neither has, or a value that it does not take.
+        """
+        studied = {f.name for f in dataclasses.fields(self.design)}
+        design = {name: value for name, value in changes.items() if name in studied}
+        options = {name: value for name, value in changes.items() if name not in studied}
+        return self.replace(**options, design=self.design.replace(**design))
 
 
 TargetT = TypeVar("TargetT")
@@ -133,8 +185,6 @@ class Tracker(ABC, Generic[TargetT]):
         options: the options that it was built with.
         device: the device that it runs on, ``cpu`` or ``cuda:N``.
     """
-
-    options_class: ClassVar[type[TrackerOptions]] = TrackerOptions
 
     def __init__(self, name: str, options: TrackerOptions) -> None:
         self.name = name

@@ -6,9 +6,8 @@ frames: the adjusted layers are part of the target's template.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,22 +18,19 @@ from tracker_ros.geometry.anchors import label_anchors, overlap
 from tracker_ros.networks.clnet import BRANCHES
 from tracker_ros.networks.clnet import CLNet as CLNetNetwork
 from tracker_ros.networks.siamese import Kernels, SiameseNet
-from tracker_ros.trackers.base import Frame, TrackerOptions, option
-from tracker_ros.trackers.siamese import SiameseOptions
-from tracker_ros.trackers.siamrpn import COMPACT, AnchorTracker
+from tracker_ros.trackers.base import Frame, again, option
+from tracker_ros.trackers.siamese import SiameseDesign, SiameseOptions
+from tracker_ros.trackers.siamrpn import CALIBRATION, COMPACT, AnchorTracker
 
 #: Anchors with a larger overlap that were not drawn as positive samples count as negative ones.
 NEGATIVE_ABOVE = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
-class CLNetOptions(SiameseOptions):
-    """Options of CLNet. The defaults are the published settings."""
+class CLNetDesign(SiameseDesign):
+    """Design of CLNet: the published settings, and its ablation."""
 
     network: str = option("clnet18", "architecture of the network", choices=("clnet18", "clnet_r50"))
-    penalty: float = option(0.032, "penalty of a sudden change of size or ratio", low=0.0, high=2.0)
-    window_influence: float = option(0.353, "share of the cosine window in the ranking", low=0.0, high=1.0)
-    size_rate: float = option(0.543, "how fast the size follows", low=0.0, high=1.0)
     adjust: str = option(
         "both",
         "whose last layer is adjusted to the first frame: both branches', the classification's (cls), the location's "
@@ -42,17 +38,29 @@ class CLNetOptions(SiameseOptions):
         choices=("both", "cls", "loc", "none"),
     )
     hard_negatives: int = option(16, "samples that the unadjusted network takes for the target", low=0, high=512)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLNetOptions(SiameseOptions):
+    """Options of CLNet. The defaults are the published settings."""
+
+    penalty: float = again(SiameseOptions, "penalty", 0.032)
+    window_influence: float = again(SiameseOptions, "window_influence", 0.353)
+    size_rate: float = again(SiameseOptions, "size_rate", 0.543)
     seed: int = option(233, "seed of the first frame's samples", low=0)
+    design: CLNetDesign = CLNetDesign()
 
 
 #: The compact network's settings, and the published ones.
-PRESETS: dict[str, CLNetOptions] = {"clnet": CLNetOptions(**COMPACT), "clnet_r50": CLNetOptions(network="clnet_r50")}
+PRESETS: dict[str, CLNetOptions] = {
+    "clnet": CLNetOptions(**COMPACT, design=CLNetDesign(**CALIBRATION)),
+    "clnet_r50": CLNetOptions(design=CLNetDesign(network="clnet_r50")),
+}
 
 
 class CLNet(AnchorTracker):
     """CLNet tracker."""
 
-    options_class: ClassVar[type[TrackerOptions]] = CLNetOptions
     options: CLNetOptions
     network: CLNetNetwork
 
@@ -63,42 +71,31 @@ class CLNet(AnchorTracker):
     def adapt(
         self,
         frame: Frame,
-        positions: Sequence[NDArray[np.float64]],
-        sizes: Sequence[NDArray[np.float64]],
+        position: NDArray[np.float64],
+        size: NDArray[np.float64],
         fill: NDArray[np.uint8],
         templates: tuple[Tensor, ...],
     ) -> tuple[Tensor, ...]:
-        """Adjust the last layers of T targets by a search crop of the first frame around each (section 3.3)."""
+        """Adjust the last layers by a search crop of the first frame (section 3.3)."""
         kernels = cast(Kernels, templates)
         base = self.network.unadjusted(kernels)
-        branches = {"both": BRANCHES, "none": ()}.get(self.options.adjust, (self.options.adjust,))
+        adjust = self.options.design.adjust
+        branches = {"both": BRANCHES, "none": ()}.get(adjust, (adjust,))
         if not branches:
             return base
         with self.timer.stage("crop"):
-            windows = [
-                self._window(p, self._search_side(s), self.options.search_size)
-                for p, s in zip(positions, sizes, strict=True)
-            ]
-            crops = self._upload([self._crop(frame, w, self._beyond(fill)) for w in windows])
+            w, patch = self.search_crop(frame, position, size, fill)
+            crop = self.upload([patch])
         with self.timer.stage("backbone"):
-            features = self.network.features(crops)
+            features = self.network.features(crop)
         with self.timer.stage("adjust"):
             hidden = self.network.hidden(features, kernels)
             maps = self.network.finish(hidden, base)
             cells = hidden[0][0].shape[-1]
-            boxes = []
-            for w, p, s in zip(windows, positions, sizes, strict=True):
-                scale = self._pixel(w, s)
-                offset = (p - np.array(w.center)) / scale if self.options.compat == "off" else np.zeros(2)
-                boxes.append(np.concatenate([offset, s / scale]))
-            labels = [
-                self.label(np.array(box), logits, cells)
-                for box, logits in zip(boxes, maps.cls.log_softmax(1).double().cpu().numpy(), strict=True)
-            ]
-            sets = [self.sets(label) for label in labels]
-            positive, negative = (
-                torch.from_numpy(np.stack(chosen)).to(self._torch_device) for chosen in zip(*sets, strict=True)
-            )
+            scale = self.pixel(w, size)
+            box = np.concatenate([(position - self.crops.origin(w, position)) / scale, size / scale])
+            label = self.label(box, maps.cls.log_softmax(1).double().cpu().numpy()[0], cells)
+            positive, negative = (torch.from_numpy(cell[None]).to(self._torch_device) for cell in self.sets(label))
             return self.network.adjust(kernels, hidden, positive, negative, branches)
 
     def label(self, box: NDArray[np.float64], logits: NDArray[np.float64], cells: int) -> NDArray[np.int8]:
@@ -121,7 +118,7 @@ class CLNet(AnchorTracker):
         # The diverse samples of section 3.4: unused ones with the highest scores.
         unused = np.flatnonzero(labels < 0)
         hardness = logits[0, unused] / (logits[0, unused] + logits[1, unused])
-        order = np.argsort(-hardness, kind="stable")[: self.options.hard_negatives]
+        order = np.argsort(-hardness, kind="stable")[: self.options.design.hard_negatives]
         labels[unused[order]] = 0
         return labels.reshape(-1, cells, cells)
 
@@ -131,7 +128,7 @@ class CLNet(AnchorTracker):
         A cell is positive if one of its anchors is, else negative if one of them is. The published tracker looks for
         them among the rows where it means the anchors, and takes the cells of the map's first A rows.
         """
-        axis = 0 if self.options.compat == "off" else 1
+        axis = self.crops.anchor_axis
         positive, negative = ((labels == value).any(axis).ravel() for value in (1, 0))
         if axis == 1:
             rest = np.zeros(labels[0].size - positive.size, bool)

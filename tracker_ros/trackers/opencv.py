@@ -21,7 +21,7 @@ import numpy as np
 from tracker_ros.errors import WeightsError, WeightsMissing
 from tracker_ros.geometry.boxes import MIN_SIDE, Box, InvalidBox
 from tracker_ros.trackers.appearance import Appearance, Likeness, search_region
-from tracker_ros.trackers.base import Estimate, Frame, InvalidOption, Tracker, TrackerOptions, TrackState, option
+from tracker_ros.trackers.base import Estimate, Frame, InvalidOption, Tracker, TrackerOptions, TrackState, again, option
 from tracker_ros.trackers.profile import NULL_TIMER, NullTimer
 from tracker_ros.trackers.state import ConfidenceMonitor, ConfidenceThresholds, Cues
 
@@ -41,20 +41,21 @@ class OpenCVTrackerMissing(ImportError):
 class OpenCVOptions(TrackerOptions):
     """Options of CSRT and KCF. They run on the CPU whatever `device` says and have no `weights`."""
 
-    good_score: float = option(0.6, "a frame scoring at least this counts as seen", low=0.0, high=1.0)
-    bad_score: float = option(0.25, "a frame scoring below this counts towards LOST", low=0.0, high=1.0)
-    search_score: float = option(
-        0.9, "score at which a LOST target is found again anywhere in the frame; 1 turns the search off",
-        low=0.0, high=1.0,
-    )  # fmt: skip
+    bad_score: float = again(TrackerOptions, "bad_score", 0.25)
+    regain_score: float = option(
+        0.9,
+        "score that a lost target must reach anywhere in the frame; higher: look-alikes are taken for it less often; "
+        "1: it is looked for at its last place only",
+        low=0.0,
+        high=1.0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class NanoOptions(OpenCVOptions):
     """Options of NanoTrack: your two ONNX files. The scores are the network's own."""
 
-    good_score: float = option(0.5, "a frame scoring at least this counts as seen", low=0.0, high=1.0)
-    bad_score: float = option(0.25, "a frame scoring below this counts towards LOST", low=0.0, high=1.0)
+    good_score: float = again(OpenCVOptions, "good_score", 0.5)
     backbone_model: str = option("", "NanoTrack's backbone (.onnx)")
     head_model: str = option("", "NanoTrack's neck and head (.onnx)")
 
@@ -63,8 +64,8 @@ class NanoOptions(OpenCVOptions):
 class VitOptions(OpenCVOptions):
     """Options of VitTrack: your ONNX file. The scores are the network's own, weighted by its window."""
 
-    good_score: float = option(0.4, "a frame scoring at least this counts as seen", low=0.0, high=1.0)
-    bad_score: float = option(0.2, "a frame scoring below this counts towards LOST", low=0.0, high=1.0)
+    good_score: float = again(OpenCVOptions, "good_score", 0.4)
+    bad_score: float = again(OpenCVOptions, "bad_score", 0.2)
     model: str = option("", "VitTrack's network (.onnx)")
 
 
@@ -153,6 +154,7 @@ class OpenCVTracker(Tracker[OpenCVTarget]):
             good_score=self.options.good_score,
             bad_score=self.options.bad_score,
             regain_score=self.options.good_score,
+            lost_after=float(self.options.lost_after),
             weak_doubt=0.1,
         )
         targets = []
@@ -232,13 +234,13 @@ class OpenCVTracker(Tracker[OpenCVTarget]):
 
     def _search(self, frame: Frame, target: OpenCVTarget) -> tuple[Box, Likeness, float] | None:
         """Look for a LOST target in the whole frame and start anew where it is; None where it is not."""
-        if self.options.search_score >= 1:
+        if self.options.regain_score >= 1:
             return None
         found = target.appearance.find(frame, target.sure)
         if found is None:
             return None
         place, likeness = found
-        if likeness.score < self.options.search_score or likeness.colour < _SEARCH_COLOUR:
+        if likeness.score < self.options.regain_score or likeness.colour < _SEARCH_COLOUR:
             return None
         target.tracker, target.origin = self._begin(frame, place)
         target.start = place

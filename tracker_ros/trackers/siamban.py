@@ -1,13 +1,13 @@
 """SiamBAN: one-shot detection without anchors (Chen et al., CVPR 2020), the base of SiamRN.
 
-The network is `tracker_ros.networks.siamban`; see `tracker_ros.trackers.siamese` for what a frame goes through.
+The network is `tracker_ros.networks.siamban`; what all Siamese trackers share is `tracker_ros.trackers.siamese`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,24 +16,31 @@ from torch import Tensor
 from tracker_ros.geometry.anchors import decode_points, points
 from tracker_ros.networks.siamban import SiamBANNet
 from tracker_ros.networks.siamese import STRIDE, Kernels, SiameseNet
-from tracker_ros.trackers.base import TrackerOptions, option
-from tracker_ros.trackers.siamese import Response, SiameseOptions, SiameseTracker
+from tracker_ros.trackers.base import again, option
+from tracker_ros.trackers.siamese import Response, SiameseDesign, SiameseOptions, SiameseTracker
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiamBANDesign(SiameseDesign):
+    """Design of SiamBAN."""
+
+    network: str = option("siamban18", "architecture of the network", choices=("siamban18", "siamban_r50"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class SiamBANOptions(SiameseOptions):
     """Options of SiamBAN. The defaults are the published settings."""
 
-    network: str = option("siamban18", "architecture of the network", choices=("siamban18", "siamban_r50"))
-    penalty: float = option(0.08513642556896711, "penalty of a sudden change of size or ratio", low=0.0, high=2.0)
-    window_influence: float = option(0.4632532824922313, "share of the cosine window in the ranking", low=0.0, high=1.0)
-    size_rate: float = option(0.44418184746462425, "how fast the size follows", low=0.0, high=1.0)
+    penalty: float = again(SiameseOptions, "penalty", 0.08513642556896711)
+    window_influence: float = again(SiameseOptions, "window_influence", 0.4632532824922313)
+    size_rate: float = again(SiameseOptions, "size_rate", 0.44418184746462425)
+    design: SiamBANDesign = SiamBANDesign()
 
 
 #: The compact network's settings, and the published ones.
 PRESETS: dict[str, SiamBANOptions] = {
-    "siamban": SiamBANOptions(score_scale=0.6, score_shift=-0.6),
-    "siamban_r50": SiamBANOptions(network="siamban_r50"),
+    "siamban": SiamBANOptions(design=SiamBANDesign(score_scale=0.6, score_shift=-0.6)),
+    "siamban_r50": SiamBANOptions(design=SiamBANDesign(network="siamban_r50")),
 }
 
 
@@ -74,4 +81,4 @@ class PointTracker(SiameseTracker):
 class SiamBAN(PointTracker):
     """SiamBAN tracker."""
 
-    options_class: ClassVar[type[TrackerOptions]] = SiamBANOptions
+    options: SiamBANOptions

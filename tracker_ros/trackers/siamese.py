@@ -1,14 +1,9 @@
-"""What the Siamese trackers share: crops, proposal selection, size smoothing, search for a lost target.
+"""What the Siamese trackers share: crops, selection of proposals, size smoothing.
 
 A Siamese tracker compares every search crop with the target of the first frame (SiamRPN, section 4). The template is
-embedded once; a frame goes: cut windows (uint8) - resize - upload - network - select the best proposal - one transfer
-back, for all targets at once.
-
-With ``compat=off`` positions are continuous image coordinates and every rounding of a crop to whole pixels is known
-to what is computed from it, so boxes come out as they went in. ``compat=published`` reproduces the arithmetic of the
-published trackers, which imported weights were measured with: centres by ``(w - 1) / 2``, crops that are rounded
-without taking note of it, sides of at least ten pixels, and no selection of proposals but penalty, window, maximum.
-They never search elsewhere either: with ``redetect_windows=0`` every frame is the published tracker's.
+embedded once; the frame is `tracker_ros.trackers.search`'s. ``compat=published`` reproduces the published trackers,
+which imported weights were measured with: their crops (`tracker_ros.trackers.conventions`), and no selection of
+proposals but penalty, window, maximum.
 """
 
 from __future__ import annotations
@@ -17,55 +12,77 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tracker_ros.geometry.anchors import change_penalty, cosine_window, overlap
+from tracker_ros.geometry.anchors import change_penalty, cosine_window
 from tracker_ros.geometry.boxes import Box
 from tracker_ros.geometry.crops import Window, template_side
-from tracker_ros.geometry.crops import window as crop_window
 from tracker_ros.networks.backbones import SharedBackbone
 from tracker_ros.networks.siamese import STRIDE, SiameseNet, gather, split
-from tracker_ros.trackers.base import Estimate, Frame, InvalidOption, TrackerOptions, option
-from tracker_ros.trackers.deep import Best, SearchOptions, SearchTarget, SearchTracker
-from tracker_ros.trackers.state import ConfidenceMonitor
+from tracker_ros.trackers.base import Frame, InvalidOption, option
+from tracker_ros.trackers.conventions import siamese_crops
+from tracker_ros.trackers.search import (
+    Look,
+    SearchDesign,
+    SearchOptions,
+    SearchTracker,
+    Seen,
+    Selection,
+    calibrated,
+    followed,
+    resample,
+    select_best,
+)
+from tracker_ros.trackers.target import Found, Target, View
 
-#: Smallest side of a target in the published trackers, pixels.
-_PUBLISHED_MIN_SIDE = 10.0
+#: Side of the template crop, pixels, and margin around the target over the mean of its sides (section 4.1).
+TEMPLATE_SIZE = 127
+CONTEXT = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiameseOptions(SearchOptions):
-    """Options that all Siamese trackers have. The presets stand beside each tracker."""
+class SiameseDesign(SearchDesign):
+    """Design of all Siamese trackers. The presets stand beside each tracker."""
 
-    precision: str = option(
-        "auto",
-        "arithmetic of the convolutions: auto (bfloat16 where the CPU has it, float16 on CUDA; float32 for "
-        "compat=published), or the one named",
-        choices=("auto", "float32", "bfloat16", "float16"),
+    score_scale: float = option(
+        1.0, "factor of the log-odds of the network's scores (rule calibrate)", low=0.01, high=100.0
     )
-    compat: str = option(
-        "off",
-        "off: the paper's tracker, exact to the sub-pixel; published: the published tracker's arithmetic",
-        choices=("off", "published"),
-    )
+    score_shift: float = option(0.0, "what is added to the scaled log-odds (rule calibrate)", low=-100.0, high=100.0)
+    center_radius: int = option(0, "cells around the centre whose proposals count; 0: all", low=0, high=64)
+    top_k: int = option(0, "proposals with the highest class scores that count; 0: all", low=0, high=100000)
     plain: bool = option(
         False, "compute the networks as the papers draw them, slower and with the same results: for comparison"
     )
 
-    template_size: int = option(127, "side of the template crop, pixels: 127 +- multiples of 16", low=111, high=255)
-    search_size: int = option(255, "side of the search crop, pixels: 127 + multiples of 16", low=127, high=767)
-    context: float = option(0.5, "margin around the target, over the mean of its sides", low=0.0, high=2.0)
 
-    penalty: float = option(0.05, "penalty of a sudden change of size or ratio", low=0.0, high=2.0)
-    window_influence: float = option(0.42, "share of the cosine window in the ranking", low=0.0, high=1.0)
-    size_rate: float = option(0.38, "how fast the size follows", low=0.0, high=1.0)
-    center_radius: int = option(0, "cells around the centre whose proposals count; 0: all", low=0, high=64)
-    top_k: int = option(0, "proposals with the highest class scores that count; 0: all", low=0, high=100000)
+@dataclass(frozen=True, kw_only=True)
+class SiameseOptions(SearchOptions):
+    """Options of all Siamese trackers."""
+
+    compat: str = option(
+        "off",
+        "off: the paper's tracker, exact to the sub-pixel, and our rules; published: the published tracker's "
+        "arithmetic, and none of our rules",
+        choices=("off", "published"),
+    )
+    search_size: int = option(
+        255, "side of the search crop, pixels: 127 + a multiple of 16; larger: follows faster motion, slower", low=127,
+        high=767,
+    )  # fmt: skip
+    penalty: float = option(
+        0.05, "penalty of a sudden change of size or ratio; higher: steadier boxes", low=0.0, high=2.0
+    )
+    window_influence: float = option(
+        0.42, "share of the cosine window; higher: look-alikes far away are ignored, fast motion is lost", low=0.0,
+        high=1.0,
+    )  # fmt: skip
+    size_rate: float = option(0.38, "how fast the size follows; higher: faster, less steady", low=0.0, high=1.0)
+    design: SiameseDesign = SiameseDesign()
 
     def __post_init__(self) -> None:
         """Check every field, and that the maps of template and search crops are aligned at their centres.
@@ -74,17 +91,12 @@ class SiameseOptions(SearchOptions):
             InvalidOption: names the option, its value and what was expected.
         """
         super().__post_init__()
-        for name in ("template_size", "search_size"):
-            if (getattr(self, name) - 127) % (2 * STRIDE):
-                raise InvalidOption(f"option '{name}' must be 127 +- a multiple of 16, got {getattr(self, name)}")
-        if self.search_size < self.template_size:
-            raise InvalidOption(
-                f"option 'search_size' must be at least 'template_size' ({self.template_size}), got {self.search_size}"
-            )
+        if (self.search_size - TEMPLATE_SIZE) % (2 * STRIDE):
+            raise InvalidOption(f"option 'search_size' must be 127 + a multiple of 16, got {self.search_size}")
 
 
 @dataclass(kw_only=True)
-class SiameseTarget(SearchTarget):
+class SiameseTarget(Target):
     """Everything that a Siamese tracker knows of one target.
 
     Attributes:
@@ -108,30 +120,13 @@ class Response(NamedTuple):
     boxes: Tensor
 
 
-class Selection(NamedTuple):
-    """The best proposal of each of B responses.
-
-    Attributes:
-        box: Bx4 (cx, cy, w, h in crop pixels, relative to the crop's centre).
-        score: B, its class score.
-        rate: B, how much of its size is taken over.
-        second: B, the best class score of another object.
-        focus: B, share of the squared scores that belongs to proposals of the same object.
-    """
-
-    box: Tensor
-    score: Tensor
-    rate: Tensor
-    second: Tensor
-    focus: Tensor
-
-
-def select(response: Response, sizes: Tensor, influence: Tensor, window: Tensor, options: SiameseOptions) -> Selection:
+def select(
+    response: Response, sizes: Tensor, influence: Tensor, window: Tensor, options: SiameseOptions
+) -> tuple[Selection, Tensor]:
     """Select proposals (SiamRPN, section 4.2 and 4.3).
 
     The proposals near the centre with the highest class scores are ranked anew, by the penalty on changes of size and
-    ratio and a cosine window. Non-maximum suppression then keeps the best one in any case; what it leaves next is the
-    strongest other object.
+    ratio and a cosine window.
 
     Args:
         response: of B crops.
@@ -139,34 +134,27 @@ def select(response: Response, sizes: Tensor, influence: Tensor, window: Tensor,
         influence: B, share of the window.
         window: SxS cosine window over the map.
         options: the rest.
+
+    Returns:
+        The best proposals, and how much of each one's size is taken over (B).
     """
     # Half precision can overflow; a proposal without numbers is none.
     scores, boxes = response.scores.nan_to_num(0.0), response.boxes
-    cells = len(window)
+    cells, design = len(window), options.design
     planes = scores.shape[1] // (cells * cells)
     window_map = window.flatten().repeat(planes)
     penalty = change_penalty(boxes, sizes, options.penalty).nan_to_num(0.0)
     ranking = scores * penalty * (1 - influence[:, None]) + window_map * influence[:, None]
     if options.compat == "off":
-        if options.center_radius:
+        if design.center_radius:
             distance = (torch.arange(cells, device=scores.device) - cells // 2).abs()
-            near = torch.maximum(distance[:, None], distance).flatten().repeat(planes) <= options.center_radius
+            near = torch.maximum(distance[:, None], distance).flatten().repeat(planes) <= design.center_radius
             ranking = ranking.masked_fill(~near, -math.inf)
-        if 0 < options.top_k < scores.shape[1]:
-            least = scores.masked_fill(ranking.isinf(), -math.inf).topk(options.top_k, 1).values[:, -1:]
+        if 0 < design.top_k < scores.shape[1]:
+            least = scores.masked_fill(ranking.isinf(), -math.inf).topk(design.top_k, 1).values[:, -1:]
             ranking = ranking.masked_fill(scores < least, -math.inf)
-    best = ranking.argmax(1, keepdim=True)
-    box = boxes.gather(1, best[..., None].expand(-1, -1, 4))
-    score = scores.gather(1, best)
-    same = overlap(boxes, box) >= options.suppression_overlap
-    energy = scores.square()
-    return Selection(
-        box[:, 0],
-        score[:, 0],
-        (penalty.gather(1, best) * score)[:, 0] * options.size_rate,
-        scores.masked_fill(same, 0.0).amax(1),
-        (energy * same).sum(1) / energy.sum(1).clamp_min(1e-12),
-    )
+    found = select_best(ranking, scores, boxes)
+    return found, penalty.gather(1, found.best)[:, 0] * found.score * options.size_rate
 
 
 class SiameseTracker(SearchTracker[SiameseTarget]):
@@ -182,30 +170,26 @@ class SiameseTracker(SearchTracker[SiameseTarget]):
         DeviceError: the device is not there.
     """
 
-    options_class: ClassVar[type[TrackerOptions]] = SiameseOptions
     options: SiameseOptions
 
     def __init__(self, name: str, options: SiameseOptions, network: SiameseNet | None = None) -> None:
         super().__init__(name, options)
-        own = cast(SiameseNet, self.load(network, fold=not options.plain))
+        own = cast(SiameseNet, self.load(network, fold=not options.design.plain))
         # Beyond the image a crop shows what the network was trained with.
         self._replicates = isinstance(own.backbone, SharedBackbone)
-        if options.compat == "published":
-            self.least_side = _PUBLISHED_MIN_SIDE
+        self.crops = siamese_crops(options.compat)
         self._grids: dict[int, Tensor] = {}
         self._windows: dict[int, Tensor] = {}
         self.build(own)
 
-    def arithmetic(self) -> str:
-        """See `NetworkTracker.arithmetic`; published numbers are those of float32."""
-        exact = self.options.precision == "auto" and self.options.compat == "published"
-        return "float32" if exact else self.options.precision
+    @property
+    def published(self) -> bool:
+        """See `SearchTracker.published`."""
+        return self.options.compat != "off"
 
-    def needed_score(self, lost: bool) -> float:
-        """See `SearchTracker.needed_score`; the published trackers move on every score."""
-        if self.options.compat == "published" and not (lost and self.options.redetect_windows):
-            return 0.0
-        return super().needed_score(lost)
+    def arithmetic(self) -> str:
+        """See `SearchTracker.arithmetic`; published numbers are those of float32."""
+        return "float32" if self.published and self.options.precision == "auto" else self.options.precision
 
     @abstractmethod
     def build(self, network: SiameseNet) -> None:
@@ -230,135 +214,100 @@ class SiameseTracker(SearchTracker[SiameseTarget]):
 
     # --- first frame ---------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
-    def start(self, frame: Frame, boxes: Sequence[Box]) -> list[SiameseTarget]:
-        """Embed every box's template in one pass; see `Tracker.start`."""
-        if not boxes:
-            return []
-        o = self.options
-        half = 0.5 if o.compat == "published" else 0.0
-        positions = [np.array(box.center) - half for box in boxes]
-        sizes = [np.array([box.w, box.h]) for box in boxes]
+    def begin(self, frame: Frame, box: Box) -> SiameseTarget:
+        """Embed a target's template; see `SearchTracker.begin`."""
+        position, size = self.crops.position(box), np.array([box.w, box.h])
         fill = frame.mean((0, 1)).astype(np.uint8)
-        windows, crops = [], []
         with self.timer.stage("crop"):
-            for position, size in zip(positions, sizes, strict=True):
-                w = self._window(position, template_side(size, o.context), o.template_size)
-                windows.append(w)
-                crops.append(self._crop(frame, w, self._beyond(fill)))
-            batch = self._upload(crops)
-        inside = [self._inside(w, p, s) for w, p, s in zip(windows, positions, sizes, strict=True)]
+            w = self.crops.window(position, template_side(size, CONTEXT), TEMPLATE_SIZE)
+            crop = self.upload([resample(frame, w, self._beyond(fill))])
         with self.timer.stage("backbone"):
-            templates = self.embed(batch, self._tensor(np.stack(inside)))
-        templates = self.adapt(frame, positions, sizes, fill, templates)
-        return [
-            SiameseTarget(
-                position=position,
-                size=size,
-                template=template,
-                fill=fill,
-                monitor=ConfidenceMonitor(o.thresholds()),
-            )
-            for position, size, template in zip(positions, sizes, split(templates), strict=True)
-        ]
+            templates = self.embed(crop, self.tensor(self.crops.inside(w, position, size)[None]))
+        (template,) = split(self.adapt(frame, position, size, fill, templates))
+        return SiameseTarget(
+            position=position,
+            size=size,
+            monitor=self.monitor(),
+            colours=self.book.start(frame, box),
+            template=template,
+            fill=fill,
+        )
 
     def adapt(
         self,
         frame: Frame,
-        positions: Sequence[NDArray[np.float64]],
-        sizes: Sequence[NDArray[np.float64]],
+        position: NDArray[np.float64],
+        size: NDArray[np.float64],
         fill: NDArray[np.uint8],
         templates: tuple[Tensor, ...],
     ) -> tuple[Tensor, ...]:
-        """Adapt the templates of T targets to the first frame; here, leave them as they are."""
+        """Adapt the template of one target (the targets' axis first) to its frame; here, leave it as it is."""
         return templates
 
     # --- later frames --------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
-    def step(self, frame: Frame, targets: Sequence[SiameseTarget]) -> list[Estimate]:
-        """Find every target in one batched pass; see `Tracker.step`."""
-        if not targets:
-            return []
+    def side(self, target: SiameseTarget) -> float:
+        """See `SearchTracker.side`."""
+        return self._search_side(target.size)
+
+    def crop(self, frame: Frame, target: SiameseTarget, place: NDArray[np.float64]) -> tuple[Window, NDArray[np.uint8]]:
+        """See `SearchTracker.crop`."""
+        return self.search_crop(frame, place, target.size, target.fill)
+
+    def search_crop(
+        self, frame: Frame, place: NDArray[np.float64], size: NDArray[np.float64], fill: NDArray[np.uint8]
+    ) -> tuple[Window, NDArray[np.uint8]]:
+        """The search window of a target of `size` around `place`, and its pixels; `fill` as in `SiameseTarget`."""
+        w = self.crops.window(place, self._search_side(size), self.options.search_size)
+        return w, resample(frame, w, self._beyond(fill))
+
+    def upload(self, patches: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """See `SearchTracker.upload`: BGR in [0, 255]."""
+        image = self.pixels(patches).to(self._dtype)
+        return image.contiguous() if self.options.design.plain else image
+
+    def look(self, crops: Tensor, targets: Sequence[SiameseTarget], views: Sequence[View], frame: Frame) -> Look:
+        """See `SearchTracker.look`; `Look.extra` is how much of the size is taken over."""
         o = self.options
-        height, width = frame.shape[:2]
-        owners: list[int] = []
-        windows: list[Window] = []
-        crops: list[NDArray[np.uint8]] = []
-        origins: list[NDArray[np.float64]] = []
-        scales: list[float] = []
-        influence: list[float] = []
-        with self.timer.stage("crop"):
-            for i, target in enumerate(targets):
-                side = self._search_side(target.size)
-                for place in self._search_centers(target, side, width, height):
-                    w = self._window(place, side, o.search_size)
-                    owners.append(i)
-                    windows.append(w)
-                    crops.append(self._crop(frame, w, self._beyond(target.fill)))
-                    origins.append(np.array(w.center) if o.compat == "off" else place)
-                    scales.append(self._pixel(w, target.size))
-                    # A lost target can be anywhere in the region.
-                    influence.append(0.0 if target.lost and o.redetect_windows else o.window_influence)
-            batch = self._upload(crops)
-        response, cells = self.respond(batch, gather([targets[i].template for i in owners]))
+        response, cells = self.respond(crops, gather([target.template for target in targets]))
         with self.timer.stage("select"):
-            response = response._replace(scores=self._calibrated(response.scores.nan_to_num(0.0)))
-            sizes = np.stack([targets[i].size / scale for i, scale in zip(owners, scales, strict=True)])
-            found = select(response, self._tensor(sizes), self._tensor(np.array(influence)), self._cosine(cells), o)
-            numbers = torch.stack([found.score, found.rate, found.second, found.focus], 1)
-            parts = [numbers, found.box]
-            if o.heatmap:
-                parts.append(response.scores.unflatten(1, (-1, cells * cells)).amax(1))
-            host = torch.cat(parts, 1).double().cpu().numpy()  # the frame's one transfer back
-        estimates = []
-        for i, target in enumerate(targets):
-            rows = [r for r, owner in enumerate(owners) if owner == i]
-            best = max(rows, key=lambda r: float(host[r, 0]))
-            row, w = host[best], windows[best]
-            box = np.concatenate([origins[best] + row[4:6] * scales[best], row[6:8] * scales[best]])
-            # The map's cells look at the middle of the crop; what lies around it is their context.
-            region = Box.from_center(*w.center, cells * STRIDE * w.scale, cells * STRIDE * w.scale)
-            heatmap = np.clip(row[8:].reshape(cells, cells), 0, 1).astype(np.float32) if o.heatmap else None
-            estimates.append(self._settle(target, Best(box, *map(float, row[:4])), (width, height), region, heatmap))
-        return estimates
+            scores = response.scores.nan_to_num(0.0)
+            if "calibrate" in self.book:
+                scores = calibrated(scores, o.design.score_scale, o.design.score_shift)
+            sizes = np.stack([t.size / self.pixel(v.window, t.size) for t, v in zip(targets, views, strict=True)])
+            influence = np.array([0.0 if view.free else o.window_influence for view in views])
+            found, rate = select(
+                Response(scores, response.boxes), self.tensor(sizes), self.tensor(influence), self._cosine(cells), o
+            )
+            maps = scores.unflatten(1, (-1, cells * cells)).amax(1).unflatten(1, (cells, cells)) if o.heatmap else None
+        return Look(found.score, found.second, found.focus, found.box, rate[:, None], maps, cells)
+
+    def read(self, target: SiameseTarget, view: View, seen: Seen, frame: Frame) -> Found:
+        """See `SearchTracker.read`; the size follows by linear interpolation (section 4.3)."""
+        scale, rate = self.pixel(view.window, target.size), float(seen.extra[0])
+        origin = self.crops.origin(view.window, view.place)
+        center, size = origin + seen.box[:2] * scale, seen.box[2:] * scale
+        there = self.published or seen.score >= self.options.bad_score
+        return followed(target, frame, center, size, rate, there, seen, self.crops.least_side)
+
+    def region(self, view: View, cells: int) -> Box:
+        """See `SearchTracker.region`. The map's cells look at the middle of the crop; what lies around is context."""
+        side = cells * STRIDE * view.window.scale
+        return Box.from_center(*view.window.center, side, side)
 
     # --- crops ---------------------------------------------------------------------------------------------------
 
     def _search_side(self, size: NDArray[np.float64]) -> float:
         """Side of the search region of a target of `size`, image pixels."""
-        return template_side(size, self.options.context) * self.options.search_size / self.options.template_size
+        return template_side(size, CONTEXT) * self.options.search_size / TEMPLATE_SIZE
 
-    def _window(self, center: NDArray[np.float64], side: float, output: int) -> Window:
-        """The window of a crop around `center`."""
-        if self.options.compat == "off":
-            return crop_window(center[0], center[1], side, output)
-        size = max(round(side), 2)
-        left, top = (math.floor(c - (size + 1) / 2 + 0.5) for c in center)
-        return Window(left, top, size, left, top, size, 1, 0, 0, output)
-
-    def _pixel(self, w: Window, size: NDArray[np.float64]) -> float:
-        """Image pixels a crop pixel; the published trackers take the side before it was rounded."""
-        if self.options.compat == "off":
-            return w.scale
-        return template_side(size, self.options.context) / self.options.template_size
-
-    def _inside(self, w: Window, position: NDArray[np.float64], size: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The target's box in its template crop (x, y, w, h in crop pixels)."""
-        extent = size / w.scale
-        center = np.full(2, w.output / 2)
-        if self.options.compat == "off":
-            center = (position - np.array([w.x, w.y])) / w.scale
-        return np.concatenate([center - extent / 2, extent])
+    def pixel(self, w: Window, size: NDArray[np.float64]) -> float:
+        """Image pixels a crop pixel of a target of `size`."""
+        return self.crops.pixel(w, template_side(size, CONTEXT) / TEMPLATE_SIZE)
 
     def _beyond(self, fill: NDArray[np.uint8]) -> list[int] | None:
         """What a crop shows beyond the image: `fill`, or the border for a compact network."""
         return None if self._replicates else fill.tolist()
-
-    def _upload(self, crops: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """BGR crops to the device, Bx3xSxS in [0, 255]."""
-        image = self._pixels(crops).to(self._dtype)
-        return image.contiguous() if self.options.plain else image
 
     def _grid(self, cells: int) -> Tensor:
         """`grid` on the device."""

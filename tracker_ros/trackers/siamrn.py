@@ -14,28 +14,23 @@ out. With ``scores=class`` the tracker is SiamBAN with the same weights.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from tracker_ros.networks.siamese import Kernels, SiameseNet
 from tracker_ros.networks.siamrn import FusedRelation, RelationParts, RelationTemplate, SiamRNNet
-from tracker_ros.trackers.base import InvalidOption, TrackerOptions, option
+from tracker_ros.trackers.base import InvalidOption, again, option
 from tracker_ros.trackers.siamban import PointTracker
-from tracker_ros.trackers.siamese import Response, SiameseOptions
+from tracker_ros.trackers.siamese import Response, SiameseDesign, SiameseOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiamRNOptions(SiameseOptions):
-    """Options of SiamRN. The defaults are the published settings."""
+class SiamRNDesign(SiameseDesign):
+    """Design of SiamRN: the published settings, and its ablations."""
 
     network: str = option("siamrn18", "architecture of the network", choices=("siamrn18", "siamrn_r50"))
-    penalty: float = option(0.07556044641459468, "penalty of a sudden change of size or ratio", low=0.0, high=2.0)
-    window_influence: float = option(
-        0.44906151090793267, "share of the cosine window in the ranking", low=0.0, high=1.0
-    )
-    size_rate: float = option(0.4452151389448233, "how fast the size follows", low=0.0, high=1.0)
     top_k: int = option(
         0,
         "proposals with the highest class scores that the relation detector sees, the rest are background; 0: all",
@@ -55,13 +50,13 @@ class SiamRNOptions(SiameseOptions):
         low=0.0,
         high=1.0,
     )
-    global_detector: bool = option(True, "ablation: use the relation detector's global detector")
-    local_detector: bool = option(True, "ablation: use the relation detector's local detector")
-    patch_detector: bool = option(True, "ablation: use the relation detector's patch detector")
-    self_attention: bool = option(True, "ablation: align pairs by self-attention before they are compared")
+    global_detector: bool = option(True, "use the relation detector's global detector")
+    local_detector: bool = option(True, "use the relation detector's local detector")
+    patch_detector: bool = option(True, "use the relation detector's patch detector")
+    self_attention: bool = option(True, "align pairs by self-attention before they are compared")
 
     def __post_init__(self) -> None:
-        """See `SiameseOptions`.
+        """See `Settings`.
 
         Raises:
             InvalidOption: also where no detector is left.
@@ -74,10 +69,22 @@ class SiamRNOptions(SiameseOptions):
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class SiamRNOptions(SiameseOptions):
+    """Options of SiamRN. The defaults are the published settings."""
+
+    penalty: float = again(SiameseOptions, "penalty", 0.07556044641459468)
+    window_influence: float = again(SiameseOptions, "window_influence", 0.44906151090793267)
+    size_rate: float = again(SiameseOptions, "size_rate", 0.4452151389448233)
+    design: SiamRNDesign = SiamRNDesign()
+
+
 #: The compact network's settings, and the published ones.
 PRESETS: dict[str, SiamRNOptions] = {
-    "siamrn": SiamRNOptions(scores="blend", score_scale=0.6, score_shift=-0.4, top_k=64, least_match=0.3),
-    "siamrn_r50": SiamRNOptions(network="siamrn_r50"),
+    "siamrn": SiamRNOptions(
+        design=SiamRNDesign(scores="blend", score_scale=0.6, score_shift=-0.4, top_k=64, least_match=0.3)
+    ),
+    "siamrn_r50": SiamRNOptions(design=SiamRNDesign(network="siamrn_r50")),
 }
 
 
@@ -97,16 +104,17 @@ class PlainTemplate(NamedTuple):
 class SiamRN(PointTracker):
     """SiamRN tracker."""
 
-    options_class: ClassVar[type[TrackerOptions]] = SiamRNOptions
     options: SiamRNOptions
     network: SiamRNNet
 
     def build(self, network: SiameseNet) -> None:
         """See `SiameseTracker.build`."""
-        o = self.options
+        design = self.options.design
         self.network = cast(SiamRNNet, network)
-        self.network.parts = RelationParts(o.global_detector, o.local_detector, o.patch_detector, o.self_attention)
-        self.relation = None if self.options.plain else FusedRelation(self.network)
+        self.network.parts = RelationParts(
+            design.global_detector, design.local_detector, design.patch_detector, design.self_attention
+        )
+        self.relation = None if design.plain else FusedRelation(self.network)
 
     def embed(self, crops: Tensor, boxes: Tensor) -> tuple[Tensor, ...]:
         """See `SiameseTracker.embed`."""
@@ -125,8 +133,9 @@ class SiamRN(PointTracker):
         with self.timer.stage("head"):
             boxes, cells = self.locate(features, kernels)
             correlations = [maps.flatten(2) for maps in net.correlate(features, kernels)]
-        count, kind = boxes.shape[1], self.options.scores
-        few = 0 < self.options.top_k < count
+        count, design = boxes.shape[1], self.options.design
+        kind = design.scores
+        few = 0 < design.top_k < count
         first: Tensor | None = None
         if few or kind in ("blend", "product", "class"):
             with self.timer.stage("head"):
@@ -138,7 +147,7 @@ class SiamRN(PointTracker):
         if few:
             assert first is not None
             with self.timer.stage("head"):
-                first, index = first.topk(self.options.top_k, 1)
+                first, index = first.topk(design.top_k, 1)
                 chosen = boxes.gather(1, index[..., None].expand(-1, -1, 4))
                 correlations = [maps.gather(2, index[:, None].expand(-1, maps.shape[1], -1)) for maps in correlations]
         with self.timer.stage("relation"):
@@ -149,7 +158,7 @@ class SiamRN(PointTracker):
             else:
                 matching = self.relation.match(features, cast(RelationTemplate, template), self._clip(chosen))
             if kind != "matching":
-                matching = matching.clamp_min(self.options.least_match)
+                matching = matching.clamp_min(design.least_match)
         with self.timer.stage("head"):
             if kind in ("refined", "blend"):
                 logits = net.classify([(maps * matching[:, None])[..., None] for maps in correlations])
@@ -170,8 +179,7 @@ class SiamRN(PointTracker):
     def _clip(self, boxes: Tensor) -> Tensor:
         """Proposals (cx, cy, w, h relative to the crop's centre) to the parts inside the crop, x, y, w, h of it."""
         size = self.options.search_size
-        # The published tracker counts from the centre of a pixel, but clips at the crop's border.
-        middle = size / 2 if self.options.compat == "off" else size // 2
+        middle = self.crops.middle(size)
         low = (boxes[..., :2] - boxes[..., 2:] / 2 + middle).clamp(0, size)
         high = (boxes[..., :2] + boxes[..., 2:] / 2 + middle).clamp(0, size)
         return torch.cat([low, high - low], -1)
