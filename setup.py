@@ -17,7 +17,7 @@ def shared(folder: str, *patterns: str) -> tuple[str, list[str]]:
 setup(
     name=NAME,
     version="0.1.0",
-    description="Follows one object through a camera's images: five published trackers behind one ROS 2 node",
+    description="Follows one object through a camera's images: eight learned trackers behind one ROS 2 node",
     license="Apache-2.0",
     maintainer="tracker_ros maintainers",
     maintainer_email="maintainers@tracker-ros.example",
@@ -29,6 +29,7 @@ setup(
         (f"share/{NAME}", ["package.xml"]),
         shared("launch", "*.launch.py"),
         shared("config", "*.yaml", "*.rviz", "*.xml"),
+        shared("examples", "*.py"),
         shared("models", "*.safetensors", "*.md"),
     ],
     # torch is not among these: where it comes from (apt, pip, a vendor's build) is the user's choice, see the README.

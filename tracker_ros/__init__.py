@@ -1,4 +1,4 @@
-"""Single-object tracking for ROS 2: five published trackers behind one interface.
+"""Single-object tracking for ROS 2: eight learned trackers behind one interface.
 
 >>> tracker = tracker_ros.create("dimp18", device="cuda")
 >>> tracker.initialize(frame, box)
