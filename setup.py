@@ -36,7 +36,13 @@ setup(
     install_requires=["setuptools", "numpy", "safetensors", "pyyaml", "tqdm"],
     # For `tracker_ros evaluate`: recordings as sequences, and vot-toolkit as the one who runs the trackers; for
     # `tracker_ros train`: curves and pictures.
-    extras_require={"bags": ["rosbags>=0.11.9"], "trax": ["vot-trax>=4"], "tensorboard": ["tensorboard>=2.10"]},
+    # `test` is what `colcon test` goes by.
+    extras_require={
+        "bags": ["rosbags>=0.11.9"],
+        "trax": ["vot-trax>=4"],
+        "tensorboard": ["tensorboard>=2.10"],
+        "test": ["pytest"],
+    },
     zip_safe=True,
     entry_points={
         "console_scripts": [

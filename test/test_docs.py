@@ -204,7 +204,7 @@ def test_a_mistake_is_noticed(wrong: str) -> None:
     found = commands(text=f"Words.\n\n```bash\n{wrong}\n```\n")
     assert found
     with pytest.raises((Mistake, ValueError)):
-        check(found[-1])
+        list(map(check, found))
 
 
 def test_commands_in_the_text_are_found_across_lines() -> None:
