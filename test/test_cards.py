@@ -39,3 +39,9 @@ def test_a_card_has_no_figures_of_the_table(card: Path) -> None:
     assert "(README.md)" in text, "it links the table"
     assert not re.search(r"^\|.*\b(AUC|OP50|AO)\b", text, re.MULTILINE), "a table of figures made by hand"
     assert not re.search(r"\bAUC\b[^.]{0,60}\b0\.\d{3}\b", text), "figures are in models/README.md alone"
+
+
+def test_the_readme_has_no_figures_of_its_own() -> None:
+    text = (MODELS.parent / "README.md").read_text()
+    assert "(models/README.md)" in text
+    assert not re.search(r"\b0\.\d{3}\b", text), "figures are in models/README.md alone"
