@@ -82,7 +82,8 @@ def check_tracker_ros(arguments: list[str], *, whole: bool) -> None:
     if name not in cli.COMMANDS:
         raise Mistake(f"tracker_ros has no command '{name}'")
     parser = Parser()
-    importlib.import_module(cli.COMMANDS[name][0]).add_arguments(parser)
+    module = importlib.import_module(cli.COMMANDS[name][0])
+    module.add_arguments(parser)
     for word in arguments:
         option = word.partition("=")[0]
         if re.fullmatch(r"--[a-z].*", option) and option not in parser.options:
@@ -97,9 +98,7 @@ def check_tracker_ros(arguments: list[str], *, whole: bool) -> None:
     elif name == "train":
         check_settings(args.recipe, args.set)
     elif name == "import-weights":
-        from tracker_ros import weights
-
-        if args.tracker not in weights.importers():
+        if args.tracker not in module.importers():
             raise Mistake(f"import-weights takes no '{args.tracker}'")
     elif name == "trackers" and args.name:
         registry.get(args.name)
