@@ -29,13 +29,20 @@ setup(
         (f"share/{NAME}", ["package.xml"]),
         shared("launch", "*.launch.py"),
         shared("config", "*.yaml", "*.rviz", "*.xml"),
+        shared("examples", "*.py"),
         shared("models", "*.safetensors", "*.md"),
     ],
     # torch is not among these: where it comes from (apt, pip, a vendor's build) is the user's choice, see the README.
     install_requires=["setuptools", "numpy", "safetensors", "pyyaml", "tqdm"],
     # For `tracker_ros evaluate`: recordings as sequences, and vot-toolkit as the one who runs the trackers; for
     # `tracker_ros train`: curves and pictures.
-    extras_require={"bags": ["rosbags>=0.11.9"], "trax": ["vot-trax>=4"], "tensorboard": ["tensorboard>=2.10"]},
+    # `test` is what `colcon test` goes by.
+    extras_require={
+        "bags": ["rosbags>=0.11.9"],
+        "trax": ["vot-trax>=4"],
+        "tensorboard": ["tensorboard>=2.10"],
+        "test": ["pytest"],
+    },
     zip_safe=True,
     entry_points={
         "console_scripts": [

@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": ("tracker_ros.evaluation.command", "measure trackers on sequences with known boxes"),
     "long-run": ("tracker_ros.evaluation.long_run", "measure whether trackers get worse the longer they track"),
     "benchmark": ("tracker_ros.evaluation.benchmark", "measure the time and memory that a tracker takes"),
+    "figures": ("tracker_ros.evaluation.figures", "make the table of the shipped trackers' figures of reports"),
     "train": ("tracker_ros.training.command", "train a tracker's network"),
     "pack": ("tracker_ros.training.pack_command", "gather training data in a few compact files"),
     "import-weights": ("tracker_ros.weights", "convert a published checkpoint to safetensors"),

@@ -19,14 +19,22 @@ RATIOS = (0.33, 0.5, 1.0, 2.0, 3.0)
 
 
 def anchor_shapes(ratios: Sequence[float] = RATIOS, stride: int = 8, scale: int = 8) -> NDArray[np.float32]:
-    """Width and height of one anchor a ratio: Ax2, whole multiples of `scale`, of about (stride * scale)^2 area."""
+    """Width and height of one anchor a ratio: Ax2, whole multiples of `scale`, of about (stride * scale)^2 area.
+
+    >>> anchor_shapes((0.5, 1.0)).tolist()
+    [[88.0, 40.0], [64.0, 64.0]]
+    """
     widths = [int(math.sqrt(stride * stride / ratio)) for ratio in ratios]
     shapes = [(w * scale, int(w * ratio) * scale) for w, ratio in zip(widths, ratios, strict=True)]
     return np.array(shapes, np.float32)
 
 
 def points(size: int, stride: int = 8) -> NDArray[np.float32]:
-    """Where the cells of a map of `size` x `size` look: S^2 x 2 (x, y), row by row."""
+    """Where the cells of a map of `size` x `size` look: S^2 x 2 (x, y), row by row.
+
+    >>> points(3)[:4].tolist()
+    [[-8.0, -8.0], [0.0, -8.0], [8.0, -8.0], [-8.0, 0.0]]
+    """
     axis = (np.arange(size, dtype=np.float32) - size // 2) * stride
     x, y = np.meshgrid(axis, axis)
     return np.stack([x.ravel(), y.ravel()], 1)
@@ -68,6 +76,9 @@ def decode_points(distances: Tensor, at: Tensor) -> Tensor:
 
     Returns:
         BxNx4 (cx, cy, w, h).
+
+    >>> decode_points(torch.tensor([[[2.0], [3.0], [4.0], [5.0]]]), torch.tensor([[10.0, 20.0]])).tolist()
+    [[[11.0, 21.0, 6.0, 8.0]]]
     """
     low, high = at - distances[:, :2].mT, at + distances[:, 2:].mT
     return torch.cat([(low + high) / 2, high - low], -1)

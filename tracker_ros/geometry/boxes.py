@@ -37,11 +37,19 @@ class Box(NamedTuple):
 
     @classmethod
     def from_center(cls, cx: float, cy: float, w: float, h: float) -> Box:
-        """Build a box from its centre ``cx, cy`` and size ``w, h`` (pixels)."""
+        """Build a box from its centre ``cx, cy`` and size ``w, h`` (pixels).
+
+        >>> Box.from_center(30, 20, 20, 10)
+        Box(x=20.0, y=15.0, w=20, h=10)
+        """
         return cls(cx - w / 2, cy - h / 2, w, h)
 
     def clip(self, width: float, height: float) -> Box:
-        """The part of the box inside an image of ``width`` x ``height`` pixels (sides may become zero)."""
+        """The part of the box inside an image of ``width`` x ``height`` pixels (sides may become zero).
+
+        >>> Box(-5, 10, 20, 20).clip(640, 25)
+        Box(x=0.0, y=10, w=15.0, h=15)
+        """
         x1, y1 = min(max(self.x, 0.0), width), min(max(self.y, 0.0), height)
         x2, y2 = min(max(self.x + self.w, 0.0), width), min(max(self.y + self.h, 0.0), height)
         return Box(x1, y1, x2 - x1, y2 - y1)
@@ -52,7 +60,11 @@ class InvalidBox(ValueError):
 
 
 def iou(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes, in ``[0, 1]``; 0 where either has no area."""
+    """Intersection over union of two boxes, in ``[0, 1]``; 0 where either has no area.
+
+    >>> iou(Box(0, 0, 10, 10), Box(5, 0, 10, 10))
+    0.3333333333333333
+    """
     w = min(a.x + a.w, b.x + b.w) - max(a.x, b.x)
     h = min(a.y + a.h, b.y + b.h) - max(a.y, b.y)
     if w <= 0 or h <= 0:
@@ -82,6 +94,10 @@ def validate_init_box(box: Sequence[float], width: int, height: int) -> Box:
     Raises:
         InvalidBox: not four finite numbers; a side that is zero, negative, below `MIN_SIDE` or beyond the image's;
             centre outside the image.
+
+    >>> validate_init_box((10, 10, 2, 8), 640, 480)
+    Traceback (most recent call last):
+    tracker_ros.geometry.boxes.InvalidBox: the box is too small: x=10 y=10 w=2 h=8; each side must be at least 4 px
     """
     values = tuple(float(v) for v in box)
     if len(values) != 4:

@@ -62,6 +62,11 @@ def window(cx: float, cy: float, side: float, output: int) -> Window:
 
     Centre and side are rounded to what can be cut without resampling; the `Window` says what they became, so nothing
     is lost by it.
+
+    >>> window(100.2, 50.0, 81.4, 81).box
+    Box(x=60.0, y=10.0, w=81.0, h=81.0)
+    >>> window(100, 50, 400, 160).step
+    2
     """
     step = max(int(side / output - _DECIMATION_MARGIN), 1)
     size = max(round(side / step), 2)

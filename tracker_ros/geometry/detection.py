@@ -18,7 +18,11 @@ _LARGEST_LOG_RATIO = math.log(1000 / 16)
 
 
 def corners(boxes: Tensor) -> Tensor:
-    """... x 4 (cx, cy, w, h) to ... x 4 (x1, y1, x2, y2)."""
+    """... x 4 (cx, cy, w, h) to ... x 4 (x1, y1, x2, y2).
+
+    >>> corners(torch.tensor([10.0, 20.0, 4.0, 6.0])).tolist()
+    [8.0, 17.0, 12.0, 23.0]
+    """
     half = boxes[..., 2:] / 2
     return torch.cat([boxes[..., :2] - half, boxes[..., :2] + half], -1)
 
@@ -115,6 +119,10 @@ def nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
 
     Returns:
         BxN bool, in the order of `boxes`: which ones are kept.
+
+    >>> boxes = torch.tensor([[[5.0, 5.0, 10.0, 10.0], [6.0, 5.0, 10.0, 10.0], [50.0, 5.0, 10.0, 10.0]]])
+    >>> nms(boxes, torch.tensor([[0.5, 0.9, 0.1]]), 0.5).tolist()
+    [[False, True, True]]
     """
     order = scores.argsort(stable=True, dim=-1, descending=True)
     ranked = boxes.gather(-2, order.unsqueeze(-1).expand_as(boxes))

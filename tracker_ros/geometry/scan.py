@@ -9,7 +9,11 @@ from numpy.typing import NDArray
 
 
 def scan_axis(extent: int, side: float, stride: float) -> list[float]:
-    """Centres of windows of `side` pixels that cover `extent` pixels, at most `stride` apart."""
+    """Centres of windows of `side` pixels that cover `extent` pixels, at most `stride` apart.
+
+    >>> scan_axis(640, 240, 150)
+    [120.0, 253.33333333333334, 386.6666666666667, 520.0]
+    """
     if side >= extent:
         return [extent / 2]
     count = math.ceil((extent - side) / stride) + 1

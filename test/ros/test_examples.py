@@ -1,0 +1,80 @@
+"""`examples/` as a user runs them: processes of their own, beside a tracker node and a camera."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("rclpy", reason="needs a ROS 2 (`make setup` gets one)")
+pytest.importorskip("vision_msgs", reason="needs vision_msgs (`make setup` gets it)")
+pytest.importorskip("tracker_ros_interfaces.msg", reason="needs tracker_ros_interfaces (`make setup` builds it)")
+
+from tracker_ros.geometry.boxes import Box
+from tracker_ros.trackers.base import TrackState
+from tracker_ros_interfaces.msg import TrackStatus
+
+from .conftest import ROOT
+from .graph import Graph
+
+pytestmark = pytest.mark.ros
+
+
+@pytest.fixture
+def follow():
+    """Starts ``examples/follow.py`` with arguments; ended after the test."""
+    started = []
+
+    def start(*arguments: str) -> subprocess.Popen:
+        command = [sys.executable, str(ROOT / "examples" / "follow.py"), *arguments]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def test_follow_starts_a_target_tells_what_becomes_of_it_and_stops_it(graph: Graph, follow) -> None:
+    graph.start("status")
+    with graph.camera():
+        process = follow("100", "60", "50", "40")
+        assert process.stdout.readline().startswith("TRACKING, score 0.75")
+        assert graph.received["status"][-1].target_id == "example"
+        graph.puppet.state, graph.puppet.score = TrackState.LOST, 0.125
+        assert process.stdout.readline() == "LOST, score 0.12 at 125, 80\n"
+        graph.puppet.state = TrackState.TRACKING
+        assert process.stdout.readline().startswith("TRACKING, ")
+        # Somebody else's target is none of its business.
+        assert graph.init(Box(10, 10, 20, 20), target_id="other").success
+        graph.puppet.state = TrackState.UNCERTAIN
+        assert graph.until(lambda: graph.received["status"][-1].state == TrackStatus.UNCERTAIN)
+        process.send_signal(signal.SIGINT)
+        assert graph.until(lambda: graph.received["status"][-1].state == TrackStatus.IDLE)
+        text = process.communicate(timeout=20)[0]
+    assert process.returncode == 0, text
+    assert "UNCERTAIN" not in text
+    assert "Traceback" not in text
+
+
+def test_follow_says_why_it_was_refused(graph: Graph, follow) -> None:
+    graph.start("status")
+    graph.process()
+    process = follow("100", "60", "2", "2")
+    text = process.communicate(timeout=20)[0]
+    assert process.returncode == 1
+    assert text == "refused: the box is too small: x=100 y=60 w=2 h=2; each side must be at least 4 px\n"
+
+
+def test_follow_names_the_service_that_it_misses(follow) -> None:
+    """Nobody runs a tracker node; remapping as with every ROS program."""
+    process = follow("1", "2", "30", "40", "--ros-args", "-r", "__ns:=/drone")
+    text = process.communicate(timeout=30)[0]
+    assert process.returncode == 1
+    assert "there is no service /drone/init_target: is the tracker node running?" in text
+    assert "Traceback" not in text
