@@ -65,7 +65,7 @@ class Recipe:
 #: Every recipe by its name.
 RECIPES = {
     "distill": Recipe(
-        "tracker_ros.training.distill:build", "a ResNet-18 learns a teacher network's features on unlabelled images"
+        "tracker_ros.training.distill:build", "a backbone learns a teacher network's features on unlabelled images"
     ),
     "dimp18": Recipe("tracker_ros.training.dimp:build", "DiMP's objective on boxes, on the backbone of `distill`"),
     "guided_ssd18": Recipe("tracker_ros.training.guided:build", "target-guided SSD, by MAML, on the shared backbone"),
@@ -115,7 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--base",
         type=Path,
         help="weights of the tracker that a recipe builds on (clnet, siamrn), else the shipped ones; "
-        "weights to go on from (guided detectors, siamrpn, siamrpnpp, siamban)",
+        "weights to go on from (distill, guided detectors, siamrpn, siamrpnpp, siamban)",
     )
     parser.add_argument("--backbone", type=Path, help="distill.pt of a distill run (dimp18)")
     parser.add_argument(
