@@ -24,7 +24,7 @@ COMMANDS = {
     "benchmark": ("tracker_ros.evaluation.benchmark", "measure the time and memory that a tracker takes"),
     "train": ("tracker_ros.training.command", "train a tracker's network"),
     "pack": ("tracker_ros.training.pack_command", "gather training data in a few compact files"),
-    "import-weights": ("tracker_ros.weights", "convert a published checkpoint to safetensors"),
+    "import-weights": ("tracker_ros.checkpoints", "convert a published checkpoint to safetensors"),
     "trackers": ("tracker_ros.cli", "list the trackers, or the options of one"),
 }
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tracker_ros import weights
+from tracker_ros import checkpoints, weights
 from tracker_ros.errors import WeightsError
 from tracker_ros.networks.published import CONVERTERS
 from tracker_ros.networks.siamrpn import SiamRPNNet
@@ -41,7 +41,7 @@ def _state(shapes: dict[str, Any]) -> OrderedDict[str, Tensor]:
 
 def _network(name: str) -> nn.Module:
     with torch.device("meta"):  # shapes without memory
-        return weights.importers()[name][0]()
+        return checkpoints.importers()[name][0]()
 
 
 @pytest.mark.parametrize("name", ["dimp18", "dimp50", *(n for n in CONVERTERS if n.startswith(("siam", "clnet")))])
@@ -83,13 +83,13 @@ def _published(net: SiamRPNNet) -> OrderedDict[str, Tensor]:
 
 def test_snapshots_of_parallel_training_import(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net = weights.importers()["siamrpn_alex_dw"][0]()
+    net = checkpoints.importers()["siamrpn_alex_dw"][0]()
     state = _published(net)  # type: ignore[arg-type]
     snapshot = {"epoch": 20, "state_dict": {f"module.{k}": v for k, v in state.items()}, "optimizer": {"lr": 0.1}}
     path = tmp_path / "checkpoint_e20.pth"
     for content in (state, snapshot):
         torch.save(content, path)
-        imported = weights.import_checkpoint(path, "siamrpn_alex_dw").state_dict()
+        imported = checkpoints.import_checkpoint(path, "siamrpn_alex_dw").state_dict()
         assert all(torch.equal(v, imported[k]) for k, v in net.state_dict().items() if "num_batches" not in k)
 
 
@@ -108,7 +108,7 @@ def test_what_is_not_a_state_dict_is_refused(content: Any) -> None:
             convert(content)
         with pytest.raises(WeightsError, match="not one of"):
             convert({"layer1.weight": torch.ones(1)})
-        assert name in weights.importers()
+        assert name in checkpoints.importers()
 
 
 def test_another_networks_checkpoint_is_refused() -> None:
