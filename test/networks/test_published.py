@@ -51,14 +51,14 @@ def test_the_published_layout_fits_the_network(name: str) -> None:
     else:
         shapes = _spec(name)["state_dict"]
     tensors = CONVERTERS[name](_state(shapes))
-    weights._load_state(_network(name), tensors, name)  # strict: names and shapes
+    weights.load_state(_network(name), tensors, name)  # strict: names and shapes
 
 
 def test_the_layout_of_siamrpns_authors_fits_too() -> None:
     shapes = _spec("siamrpn_alex_up")["dasiamrpn_net_keys"]["SiamRPNVOT/OTB"]
     state = _state(shapes)
     tensors = CONVERTERS["siamrpn_alex_up"](state)
-    weights._load_state(_network("siamrpn_alex_up"), tensors, "authors")
+    weights.load_state(_network("siamrpn_alex_up"), tensors, "authors")
     # "r" regresses, "cls" classifies; 1 is the template's convolution, 2 the search crop's.
     for theirs, ours in (
         ("conv_r1.weight", "heads.0.loc.template.weight"),
@@ -97,7 +97,7 @@ def test_levels_without_fusion_weights_are_averaged() -> None:
     shapes = _spec("siamrpnpp_r50")["state_dict"]
     state = _state({k: v for k, v in shapes.items() if k not in ("rpn_head.cls_weight", "rpn_head.loc_weight")})
     tensors = CONVERTERS["siamrpnpp_r50"](state)
-    weights._load_state(_network("siamrpnpp_r50"), tensors, "mean")
+    weights.load_state(_network("siamrpnpp_r50"), tensors, "mean")
     assert tensors["cls_fusion"].softmax(0).tolist() == pytest.approx([1 / 3] * 3)
 
 
@@ -116,4 +116,4 @@ def test_another_networks_checkpoint_is_refused() -> None:
     with pytest.raises(WeightsError, match=r"'head\..*' is not one of SiamRPN\+\+'s"):
         CONVERTERS["siamrpnpp_r50"](state)
     with pytest.raises(WeightsError, match="tensors missing"):
-        weights._load_state(_network("siamrn_r50"), CONVERTERS["siamrn_r50"](state), "siamban.pth")
+        weights.load_state(_network("siamrn_r50"), CONVERTERS["siamrn_r50"](state), "siamban.pth")
