@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tracker_ros import weights
+from tracker_ros import checkpoints
 from tracker_ros.geometry.boxes import Box
 from tracker_ros.networks.dimp import DiMPNet
 from tracker_ros.networks.filter_optimizer import apply_filter
@@ -27,7 +27,7 @@ ITERATED = 1e-3  # tolerance after ten optimizer iterations or five box refineme
 def test_every_folder_has_an_implementation(network: str) -> None:
     if not network.startswith(golden.FAMILIES):
         pytest.skip(f"'{network}' is of a family that this version does not implement: {golden.FAMILIES}")
-    assert golden.spec(network)["name"] in weights.importers()
+    assert golden.spec(network)["name"] in checkpoints.importers()
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def _load(network: str, nets: dict[str, tuple[str, DiMPNet]], folder: Path) -> t
         path = folder / f"{network}.pth"
         container = {"epoch": 50, "net_type": "DiMPnet", "net": golden.published_state(network), "settings": Settings()}
         torch.save(container, path)
-        nets[network] = (name, weights.import_checkpoint(path, name).eval())
+        nets[network] = (name, checkpoints.import_checkpoint(path, name).eval())
     return *nets[network], golden.Stages(network)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import tracker_ros
 import tracker_ros.trackers.clnet as clnet_tracker
-from tracker_ros import registry, weights
+from tracker_ros import checkpoints, registry
 from tracker_ros.geometry.anchors import anchor_shapes, anchors, cosine_window, decode_anchors, decode_points, points
 from tracker_ros.geometry.boxes import Box
 from tracker_ros.networks.roi_pooling import precise_roi_pool
@@ -79,7 +79,7 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     name = golden.spec(request.param)["name"]
     path = tmp_path_factory.mktemp("checkpoint") / f"{name}.pth"
     torch.save(golden.published_state(request.param), path)
-    net = weights.import_checkpoint(path, name).eval()
+    net = checkpoints.import_checkpoint(path, name).eval()
     path.unlink()
     return Published(request.param, name, net, golden.Stages(request.param))
 
@@ -251,9 +251,9 @@ def test_an_imported_file_tracks_by_name(published: Published, tmp_path: Path) -
     checkpoint, file = tmp_path / "model.pth", tmp_path / "model.safetensors"
     torch.save(golden.published_state(published.folder), checkpoint)
     parser = argparse.ArgumentParser()
-    weights.add_arguments(parser)
+    checkpoints.add_arguments(parser)
     arguments = [str(checkpoint), "--tracker", published.name, "--out", str(file)]
-    assert weights.run(parser.parse_args(arguments)) == 0
+    assert checkpoints.run(parser.parse_args(arguments)) == 0
     tracker = tracker_ros.create(
         TRACKERS[published.name],
         weights=str(file),

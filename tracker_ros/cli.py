@@ -25,7 +25,7 @@ COMMANDS = {
     "figures": ("tracker_ros.evaluation.figures", "make the table of the shipped trackers' figures of reports"),
     "train": ("tracker_ros.training.command", "train a tracker's network"),
     "pack": ("tracker_ros.training.pack_command", "gather training data in a few compact files"),
-    "import-weights": ("tracker_ros.weights", "convert a published checkpoint to safetensors"),
+    "import-weights": ("tracker_ros.checkpoints", "convert a published checkpoint to safetensors"),
     "trackers": ("tracker_ros.cli", "list the trackers, or the options of one"),
 }
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tracker_ros import weights
+from tracker_ros import registry, weights
 from tracker_ros.errors import WeightsError, WeightsMissing
 from tracker_ros.networks.backbones import SharedBackbone, SharedBackboneConfig
 from tracker_ros.networks.resnet import RESNET18, ResNet, normalise
@@ -90,4 +90,4 @@ def test_shipped_heads_belong_to_the_shipped_backbone() -> None:
         name = weights.network_of(file)
         assert name == file.stem
         if name != "backbone18":
-            weights.load(file, weights.builders()[name](), name)
+            weights.load(file, registry.networks()[name].create(), name)

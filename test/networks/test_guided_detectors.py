@@ -1,4 +1,4 @@
-"""The three guided detectors, small: what they share is tested on all of them."""
+"""The guided detectors, small: what they share is tested on all of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch.func import functional_call, vmap
 from tracker_ros.geometry.detection import overlap_matrix
 from tracker_ros.networks.detection import Candidates, Detections, GuidedDetector, LevelConfig, with_one_exemplar
 from tracker_ros.networks.faster_rcnn import GUIDED_FRCNN18, GUIDED_FRCNN_R50, FasterRCNN
-from tracker_ros.networks.fcos import FCOS, GUIDED_FCOS18
 from tracker_ros.networks.guidance import Cells, TargetGuidance, pool
 from tracker_ros.networks.inference import prepare
 from tracker_ros.networks.resnet import ResNet, ResNetConfig
@@ -36,16 +35,13 @@ def _build(name: str) -> GuidedDetector:
         return FasterRCNN(
             replace(GUIDED_FRCNN18, backbone=SMALL, search=128, levels=levels, proposals=8, considered=64, hidden=32)
         )
-    if name == "frcnn_r50":
-        levels = (LevelConfig(16, 64, channels=64),)
-        return FasterRCNN(
-            replace(GUIDED_FRCNN_R50, backbone=SMALL_50, search=96, levels=levels, proposals=6, considered=32, bins=4)
-        )
-    levels = (LevelConfig(8, 64, channels=32, tower=1), LevelConfig(16, 64, channels=32, tower=1))
-    return FCOS(replace(GUIDED_FCOS18, backbone=SMALL, search=128, levels=levels))
+    levels = (LevelConfig(16, 64, channels=64),)
+    return FasterRCNN(
+        replace(GUIDED_FRCNN_R50, backbone=SMALL_50, search=96, levels=levels, proposals=6, considered=32, bins=4)
+    )
 
 
-NAMES = ("ssd", "ssd_vgg", "frcnn", "frcnn_r50", "fcos")
+NAMES = ("ssd", "ssd_vgg", "frcnn", "frcnn_r50")
 
 
 def _crops(detector: GuidedDetector, count: int = 2, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
@@ -219,7 +215,7 @@ def test_a_frozen_backbone_stays_and_the_rest_learns(name: str) -> None:
         assert parameter.grad is not None
 
 
-@pytest.mark.parametrize("name", ["ssd", "frcnn", "fcos"])
+@pytest.mark.parametrize("name", ["ssd", "frcnn"])
 def test_the_shared_backbones_names_and_nothing_else_carry_its_prefix(name: str) -> None:
     detector = _build(name)
     shared = {key.removeprefix("backbone.") for key in detector.state_dict() if key.startswith("backbone.")}

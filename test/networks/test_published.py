@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tracker_ros import weights
+from tracker_ros import checkpoints, weights
 from tracker_ros.errors import WeightsError
-from tracker_ros.networks.published import CONVERTERS
 from tracker_ros.networks.siamrpn import SiamRPNNet
 
 #: The networks of these tests have shapes and no memory.
 pytestmark = pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter:UserWarning")
+
+CONVERTERS = {name: convert for name, (_, convert) in checkpoints.importers().items()}
 
 SPECS = golden.SHARED / "reference" / "spec"
 
@@ -41,7 +42,7 @@ def _state(shapes: dict[str, Any]) -> OrderedDict[str, Tensor]:
 
 def _network(name: str) -> nn.Module:
     with torch.device("meta"):  # shapes without memory
-        return weights.importers()[name][0]()
+        return checkpoints.importers()[name][0]()
 
 
 @pytest.mark.parametrize("name", ["dimp18", "dimp50", *(n for n in CONVERTERS if n.startswith(("siam", "clnet")))])
@@ -51,14 +52,14 @@ def test_the_published_layout_fits_the_network(name: str) -> None:
     else:
         shapes = _spec(name)["state_dict"]
     tensors = CONVERTERS[name](_state(shapes))
-    weights._load_state(_network(name), tensors, name)  # strict: names and shapes
+    weights.load_state(_network(name), tensors, name)  # strict: names and shapes
 
 
 def test_the_layout_of_siamrpns_authors_fits_too() -> None:
     shapes = _spec("siamrpn_alex_up")["dasiamrpn_net_keys"]["SiamRPNVOT/OTB"]
     state = _state(shapes)
     tensors = CONVERTERS["siamrpn_alex_up"](state)
-    weights._load_state(_network("siamrpn_alex_up"), tensors, "authors")
+    weights.load_state(_network("siamrpn_alex_up"), tensors, "authors")
     # "r" regresses, "cls" classifies; 1 is the template's convolution, 2 the search crop's.
     for theirs, ours in (
         ("conv_r1.weight", "heads.0.loc.template.weight"),
@@ -83,13 +84,13 @@ def _published(net: SiamRPNNet) -> OrderedDict[str, Tensor]:
 
 def test_snapshots_of_parallel_training_import(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net = weights.importers()["siamrpn_alex_dw"][0]()
+    net = checkpoints.importers()["siamrpn_alex_dw"][0]()
     state = _published(net)  # type: ignore[arg-type]
     snapshot = {"epoch": 20, "state_dict": {f"module.{k}": v for k, v in state.items()}, "optimizer": {"lr": 0.1}}
     path = tmp_path / "checkpoint_e20.pth"
     for content in (state, snapshot):
         torch.save(content, path)
-        imported = weights.import_checkpoint(path, "siamrpn_alex_dw").state_dict()
+        imported = checkpoints.import_checkpoint(path, "siamrpn_alex_dw").state_dict()
         assert all(torch.equal(v, imported[k]) for k, v in net.state_dict().items() if "num_batches" not in k)
 
 
@@ -97,7 +98,7 @@ def test_levels_without_fusion_weights_are_averaged() -> None:
     shapes = _spec("siamrpnpp_r50")["state_dict"]
     state = _state({k: v for k, v in shapes.items() if k not in ("rpn_head.cls_weight", "rpn_head.loc_weight")})
     tensors = CONVERTERS["siamrpnpp_r50"](state)
-    weights._load_state(_network("siamrpnpp_r50"), tensors, "mean")
+    weights.load_state(_network("siamrpnpp_r50"), tensors, "mean")
     assert tensors["cls_fusion"].softmax(0).tolist() == pytest.approx([1 / 3] * 3)
 
 
@@ -108,7 +109,6 @@ def test_what_is_not_a_state_dict_is_refused(content: Any) -> None:
             convert(content)
         with pytest.raises(WeightsError, match="not one of"):
             convert({"layer1.weight": torch.ones(1)})
-        assert name in weights.importers()
 
 
 def test_another_networks_checkpoint_is_refused() -> None:
@@ -116,4 +116,4 @@ def test_another_networks_checkpoint_is_refused() -> None:
     with pytest.raises(WeightsError, match=r"'head\..*' is not one of SiamRPN\+\+'s"):
         CONVERTERS["siamrpnpp_r50"](state)
     with pytest.raises(WeightsError, match="tensors missing"):
-        weights._load_state(_network("siamrn_r50"), CONVERTERS["siamrn_r50"](state), "siamban.pth")
+        weights.load_state(_network("siamrn_r50"), CONVERTERS["siamrn_r50"](state), "siamban.pth")

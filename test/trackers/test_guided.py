@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tracker_ros import weights
+from tracker_ros import registry
 from tracker_ros.geometry import detection as boxes_of
 from tracker_ros.geometry.boxes import Box, iou
 from tracker_ros.networks.adaptation import drift_limit, norm
@@ -323,7 +323,7 @@ def test_networks_run_and_learn_a_target_from_its_first_frame(name: str, texture
     """A random head and a random backbone: what the first frame's steps leave scores the target higher than before."""
     torch.manual_seed(0)
     options = PRESETS[name].vary(device="cpu", precision="float32", init_samples=2, init_iterations=5)
-    network: Any = weights.builders()[options.design.network]()  # type: ignore[attr-defined]
+    network: Any = registry.networks()[options.design.network].create()  # type: ignore[attr-defined]
     tracker = GuidedTracker(name, options, network)  # type: ignore[arg-type]
     tracker.initialize(texture, (140, 100, 40, 36))
     target: Any = tracker._target

@@ -14,7 +14,7 @@ from siamese_nets import build
 from torch import Tensor
 
 import tracker_ros
-from tracker_ros import registry, weights
+from tracker_ros import registry
 from tracker_ros.errors import WeightsMissing
 from tracker_ros.geometry.anchors import cosine_window
 from tracker_ros.geometry.boxes import Box, iou
@@ -418,7 +418,7 @@ def test_siamrn_with_few_proposals_scores_these_as_with_all(kind: str, frames: l
 
 def test_the_compact_siamrn_computed_plainly_gives_the_same(frames: list[NDArray[np.uint8]]) -> None:
     torch.manual_seed(11)
-    network = weights.builders()["siamrn18"]()
+    network = registry.networks()["siamrn18"].create()
     entry = registry.get("siamrn")
     factory: Any = entry.load()[0]
     found = []
@@ -458,7 +458,7 @@ def test_crops_that_cannot_be_aligned_are_refused(frames: list[NDArray[np.uint8]
 
 
 def test_every_choice_of_network_has_a_builder() -> None:
-    known = weights.builders()
+    known = registry.networks()
     for name in NAMES:
         options: Any = registry.get(name).options
         choices = type(options.design).__dataclass_fields__["network"].metadata["choices"]

@@ -17,6 +17,7 @@ from tracker_ros.training.data import (
     pyramid,
     read_images,
     read_sequence,
+    scenes,
     split,
 )
 from tracker_ros.training.sets import SetOptions, SetSampler
@@ -73,6 +74,33 @@ def test_split_never_shares_an_image() -> None:
     assert len(names[0] | names[1]) == 40
     assert [len(s) for s in training.sequences] == [3]
     assert [held_out.images[i].name for i in held_out.sequences[0]] == ["3.jpg", "4.jpg", "5.jpg"]
+
+
+def _videos(*sources: str) -> ImagePool:
+    """Videos of two frames each."""
+    pool = ImagePool()
+    for number, source in enumerate(sources):
+        pool.sequences.append([len(pool), len(pool) + 1])
+        pool.images += [TrainingImage([], np.zeros((0, 4), np.float32), source, f"{number}_{i}") for i in range(2)]
+    return pool
+
+
+def test_scenes_are_videos_but_for_a_number_at_the_end_of_their_names() -> None:
+    pool = _videos("uav_group1_1", "uav_group1_3", "uav_group2_1", "ball_2", "got10k", "got10k", "otb_Dog")
+    names = scenes(pool)
+    assert names[0] == names[1]
+    assert len(set(names)) == 6
+
+
+def test_of_many_videos_a_tenth_is_held_out_whatever_else_is_read() -> None:
+    sources = [f"set{letter}_{scene}_{part}" for letter in "abcdefghij" for scene in "klmnopqrst" for part in "12"]
+    training, held_out = split(_videos(*sources))
+    chosen = {held_out.images[s[0]].source for s in held_out.sequences}
+    assert 8 <= len(chosen) <= 40
+    assert chosen == {source for source in sources if source[:-2] in {other[:-2] for other in chosen}}
+    assert not chosen & {training.images[s[0]].source for s in training.sequences}
+    half = split(_videos(*reversed(sources[: len(sources) // 2])))[1]
+    assert {half.images[s[0]].source for s in half.sequences} == chosen & set(sources[: len(sources) // 2])
 
 
 def test_targets_of_two_trainings_are_apart() -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from tracker_ros import weights
+from tracker_ros import registry, weights
 from tracker_ros.networks.backbones import BACKBONE18
 from tracker_ros.networks.detection import GuidedDetector
 from tracker_ros.training.augment import FramePlan, Photometric, render
@@ -36,7 +36,7 @@ def pool() -> ImagePool:
 
 def _detector(name: str) -> GuidedDetector:
     torch.manual_seed(0)
-    network = weights.builders()[name]()
+    network = registry.networks()[name].create()
     assert isinstance(network, GuidedDetector)
     return network
 
@@ -202,7 +202,7 @@ def test_second_run_goes_on_with_both_heads_on_other_targets(ssd: GuidedDetector
 
     def run(out: str, targets: str, *more: str) -> GuidedTraining:
         settings = ["targets=" + targets, "steps=1", "validation=0", "memory=4", "first=4", "device=cpu", "bf16=false"]
-        command = ["guided_ssd18", "--out", str(tmp_path / out), "--images", str(tmp_path), *more]
+        command = ["guided_ssd", "--out", str(tmp_path / out), "--images", str(tmp_path), *more]
         return build(parser.parse_args(command + [word for s in settings for word in ("--set", s)]))
 
     first = run("first", "maps")

@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 
 from tracker_ros.training.augment import View, cut
-from tracker_ros.training.data import FileLevels, ImagePool, PixelStore, TrainingImage, image_size, pyramid, split
+from tracker_ros.training.data import (
+    FileLevels,
+    ImagePool,
+    PixelStore,
+    TrainingImage,
+    image_groups,
+    image_size,
+    pyramid,
+    split,
+)
 from tracker_ros.training.layouts import LAYOUTS, UAV123_FIRST, open_data
 from tracker_ros.training.sets import SetOptions, SetSampler
 
@@ -194,6 +203,28 @@ def _remove(path: str) -> Callable[[Path], None]:
     return lambda root: (root / path).unlink()
 
 
+def test_videos_are_chosen_by_name_and_further_targets_are_videos_of_their_own(tmp_path: Path) -> None:
+    for name in ("bike_1", "bike_2", "bird"):
+        _images(tmp_path / name / "img", _frames(1, 2, "{:06d}.jpg"))
+        _write(tmp_path / name / "groundtruth.txt", "10,5,20,10\n10,5,20,10\n")
+    _write(tmp_path / "bird" / "groundtruth_2.txt", "nan,nan,nan,nan\n1,2,3,4\n")
+
+    def sources(choice: str) -> list[str]:
+        pool = open_data([f"sequences:{tmp_path}{choice}"])
+        return [pool.images[sequence[0]].source for sequence in pool.sequences]
+
+    assert sources("") == ["bike_1", "bike_2", "bird", "bird"]
+    assert sources(",only=bike_*") == ["bike_1", "bike_2"]
+    assert sources(",skip=*_1+bird") == ["bike_2"]
+    assert sources(",only=bi*,skip=bike_*,step=2") == ["bird"]  # the second target is in no first frame
+    pool = open_data([f"sequences:{tmp_path},skip=bird", f"sequences:{tmp_path},only=bird,loose"])
+    assert pool.loose == {"bird"}
+    assert [pool.images[index].boxes.tolist() for index in pool.sequences[-1]] == [[], [[1, 2, 3, 4]]]
+    assert len(set(image_groups(pool))) == 3  # the two targets of one video share its files
+    with pytest.raises(FileNotFoundError, match=r"none of the 3 videos .* is chosen"):
+        sources(",only=car*")
+
+
 @pytest.mark.parametrize(
     ("write", "damage", "message"),
     [
@@ -244,6 +275,11 @@ def test_everything_missing_is_named_at_once(tmp_path: Path) -> None:
 def test_a_spec_that_is_none_is_answered_with_those_there_are(spec: str) -> None:
     with pytest.raises(ValueError, match=r"expected LAYOUT:FOLDER(.|\n)*got10k: a split"):
         open_data([spec])
+
+
+def test_only_videos_with_names_can_be_chosen_from() -> None:
+    with pytest.raises(ValueError, match="for layouts whose videos have names, not for 'coco'"):
+        open_data(["coco:/data,only=bird"])
 
 
 def _textured(folder: Path, count: int) -> list[TrainingImage]:

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import json
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tracker_ros import cli, weights
-from tracker_ros.networks.backbones import BACKBONE18
+from tracker_ros.networks.backbones import BACKBONE18, BACKBONES, build_backbone
 from tracker_ros.networks.dimp import DIMP18, DiMPNet
 from tracker_ros.networks.inference import choose_dtype
 from tracker_ros.networks.iou_net import IoUFeatures, IoUNet, Modulation
@@ -26,7 +27,15 @@ from tracker_ros.training.dimp import (
     predict_overlaps,
     warm_start,
 )
-from tracker_ros.training.distill import TEACHER_CHANNELS, Distillation, DistillOptions, Heads
+from tracker_ros.training.distill import (
+    TEACHER_CHANNELS,
+    Distillation,
+    DistillOptions,
+    Heads,
+    plan_pair,
+    starting_state,
+    videos_of,
+)
 from tracker_ros.training.inputs import add_data_arguments, read_pool
 from tracker_ros.training.run import with_settings
 from tracker_ros.training.sets import SetOptions
@@ -122,6 +131,49 @@ def test_distillation_reduces_its_loss(pool: ImagePool, tmp_path: Path) -> None:
     run = Distillation(pool, Teacher(), tmp_path, options)
     losses = [run.train_step()["total"] for _ in range(30)]
     assert np.mean(losses[-6:]) < 0.85 * np.mean(losses[:6])
+
+
+def _video_pool(pool: ImagePool) -> ImagePool:
+    """The images of `pool` as stills, and again as the frames of a video whose target moves."""
+    video = [TrainingImage(i.levels, i.boxes + 10 * n, "video", i.name) for n, i in enumerate(pool.images)]
+    return ImagePool([*pool.images, *video], [[3, 4, 5]])
+
+
+def test_pairs_of_a_video_show_its_target_in_two_frames(pool: ImagePool) -> None:
+    moving = _video_pool(pool)
+    moving.images = moving.images[3:]
+    moving.sequences = [[0, 1, 2]]
+    together = 0
+    for seed in range(60):
+        views = [plan.layers[0] for plan in plan_pair(moving, 64, np.random.default_rng(seed), videos_of(moving))]
+        together += views[0].image != views[1].image
+        still = [plan.layers[0] for plan in plan_pair(moving, 64, np.random.default_rng(seed))]
+        assert still[0].image == still[1].image
+    assert 15 < together < 45
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_any_backbone_learns_and_is_judged_on_held_out_stills_and_videos(
+    name: str, pool: ImagePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = _video_pool(pool)
+    options = DistillOptions(steps=3, pairs=1, crop=64, backbone=name, validation=1, rate=1e-3)
+    torch.manual_seed(8)
+    start = build_backbone(BACKBONES[name]).state_dict()
+    run = Distillation(both, Teacher(), tmp_path, options, start=start, held_out=both)
+    assert all(torch.equal(value, start[key]) for key, value in run.student.state_dict().items())
+    run.run()
+    (line,) = [json.loads(text) for text in (tmp_path / "validation.jsonl").read_text().splitlines()]
+    assert {"projected_stills", "relation_stills", "projected_videos", "relation_videos"} <= line.keys()
+    assert run.validate() == run.validate()
+    monkeypatch.setenv("TRACKER_ROS_MODELS", str(tmp_path))
+    weights.load_backbone(build_backbone(BACKBONES[name]), name)
+    assert starting_state(name, tmp_path / f"{name}.safetensors") is not None
+
+
+def test_a_backbone_that_there_is_not(pool: ImagePool, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="backbone=vgg: expected one of backbone18, backbone_lite0"):
+        Distillation(pool, Teacher(), tmp_path, DistillOptions(backbone="vgg"))
 
 
 def test_distillation_writes_the_backbone_that_heads_share(pool: ImagePool, tmp_path: Path, monkeypatch) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tracker_ros import weights
+from tracker_ros import registry, weights
 from tracker_ros.geometry.crops import template_side
 from tracker_ros.networks.backbones import SharedBackbone, SharedBackboneConfig
 from tracker_ros.networks.siamban import SiamBANConfig, SiamBANNet
@@ -209,7 +209,7 @@ def test_a_run_goes_on_from_weights_of_its_network(tmp_path: Path) -> None:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     run = build(parser.parse_args(words))
-    expected = weights.builders()["siamban18"]()
+    expected = registry.networks()["siamban18"].create()
     weights.load(weights.shipped("siamban18"), expected, "siamban18")
     for name, value in expected.state_dict().items():
         assert torch.equal(run.net.state_dict()[name], value), name

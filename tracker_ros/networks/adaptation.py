@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, grad_and_value
+from torch.func import functional_call, grad
 
 #: A head's parameters by name.
 Parameters = Mapping[str, Tensor]
@@ -143,9 +143,3 @@ def drift_limit(rate: float, limit: float, weight: float, steps: int = 1, update
     if updates is None:
         return reach / weight
     return reach * (1 - (1 - weight) ** updates) / weight
-
-
-def loss_and_gradient(loss: SupportLoss, parameters: Parameters) -> tuple[Tensor, dict[str, Tensor]]:
-    """The support loss and its gradient at `parameters`."""
-    gradient, value = grad_and_value(loss)(dict(parameters))
-    return value, gradient

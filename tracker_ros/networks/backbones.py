@@ -11,10 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tracker_ros.networks.efficientnet import EFFICIENTNET_LITE0, EfficientNet, EfficientNetConfig
 from tracker_ros.networks.resnet import IMAGENET_MEAN, IMAGENET_STD, RESNET18, ResNet, ResNetConfig
 
 #: Name of the shared weights, `models/backbone18.safetensors`.
 BACKBONE18 = "backbone18"
+
+#: What may be shared, by the name of its weights.
+BACKBONES: dict[str, ResNetConfig | EfficientNetConfig] = {
+    BACKBONE18: RESNET18,
+    "backbone_lite0": EFFICIENTNET_LITE0,
+}
+
+
+def build_backbone(config: ResNetConfig | EfficientNetConfig) -> ResNet | EfficientNet:
+    """A backbone with random weights: RGB through `preprocess` to the maps of stride 8 and 16, `config.maps` wide."""
+    return EfficientNet(config) if isinstance(config, EfficientNetConfig) else ResNet(config)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class Candidates(NamedTuple):
 
     Attributes:
         inputs: arguments of the head, each with B as leading axis.
-        boxes: BxNx4 (cx, cy, w, h): anchors, proposals, or squares around points.
+        boxes: BxNx4 (cx, cy, w, h): anchors or proposals.
         valid: BxN; the others only fill the tensor up.
         rpn: outputs of the first stage of a two-stage detector over its `rpn_boxes`.
     """

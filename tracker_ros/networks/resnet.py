@@ -33,6 +33,11 @@ class ResNetConfig:
         factor = 4 if self.bottleneck else 1
         return 64 * factor, 128 * factor, 256 * factor
 
+    @property
+    def maps(self) -> tuple[int, int]:
+        """Channels of the maps of stride 8 and of stride 16."""
+        return self.channels[1:]
+
 
 RESNET18 = ResNetConfig(blocks=(2, 2, 2), bottleneck=False)
 RESNET50 = ResNetConfig(blocks=(3, 4, 6), bottleneck=True)
@@ -85,8 +90,8 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """ResNet stem and stages 1 to 3.
 
-    Input: Bx3xHxW, RGB, normalised with the ImageNet mean and standard deviation. `forward` returns the outputs of
-    stage 2 (stride 8) and stage 3 (stride 16), which the tracker's heads read.
+    Input: what `preprocess` makes of RGB. `forward` returns the outputs of stage 2 (stride 8) and stage 3 (stride 16),
+    which the tracker's heads read.
     """
 
     def __init__(self, config: ResNetConfig) -> None:
@@ -105,6 +110,10 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def preprocess(self, image: Tensor) -> Tensor:
+        """RGB in [0, 255], Bx3xHxW of any real type, to the float32 input of `forward`: see `normalise`."""
+        return normalise(image)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Bx3xHxW to (BxC2xH/8xW/8, BxC3xH/16xW/16), rounded up."""

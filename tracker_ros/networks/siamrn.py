@@ -3,10 +3,10 @@
 Every location's box is pooled and compared with the target (relation detector, section 3.2); the matching scores scale
 the classification branch's correlation features, on which the class scores are computed anew (section 3.4).
 
-`SiamRNNet.match` is the relation detector as it is drawn in figure 3, used in training. `FusedRelation` computes the
-same with a sixteenth of the multiplications: pooling and 1x1 convolutions commute, as both are linear and act on
-other axes, so the convolutions run on the 31x31 map and not on 625 pooled 7x7 boxes; and the target's part of a layer
-on ``concat(target, box)`` is the same for all boxes and frames.
+`SiamRNNet.match` is the relation detector as it is drawn in figure 3. `FusedRelation`, which trackers and training use,
+computes the same with a sixteenth of the multiplications: pooling and 1x1 convolutions commute, as both are linear and
+act on other axes, so the convolutions run on the 31x31 map and not on 625 pooled 7x7 boxes; and the target's part of a
+layer on ``concat(target, box)`` is the same for all boxes and frames.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tracker_ros import weights
+from tracker_ros import registry, weights
 from tracker_ros.geometry.anchors import overlap
 from tracker_ros.geometry.boxes import Box
 from tracker_ros.geometry.crops import Window, cut
@@ -365,7 +365,7 @@ class SearchTracker(Tracker[TargetT]):
         """
         if network is None:
             name = self.options.design.network
-            network = weights.builders()[name]()
+            network = registry.networks()[name].create()
             weights.load(self.options.weights or weights.shipped(name), network, name)
         else:
             network = copy.deepcopy(network)

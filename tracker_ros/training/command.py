@@ -12,6 +12,7 @@ from typing import Protocol
 
 import cv2
 
+from tracker_ros import registry
 from tracker_ros.training import parallel
 from tracker_ros.training.board import Board, writer_class
 from tracker_ros.training.inputs import add_data_arguments
@@ -62,24 +63,11 @@ class Recipe:
         return run
 
 
-#: Every recipe by its name.
-RECIPES = {
+#: Recipes of what no tracker is by itself.
+_OTHERS = {
     "distill": Recipe(
-        "tracker_ros.training.distill:build", "a ResNet-18 learns a teacher network's features on unlabelled images"
+        "tracker_ros.training.distill:build", "a backbone learns a teacher network's features on unlabelled images"
     ),
-    "dimp18": Recipe("tracker_ros.training.dimp:build", "DiMP's objective on boxes, on the backbone of `distill`"),
-    "guided_ssd18": Recipe("tracker_ros.training.guided:build", "target-guided SSD, by MAML, on the shared backbone"),
-    "guided_frcnn18": Recipe("tracker_ros.training.guided:build", "target-guided Faster R-CNN, by MAML, on the same"),
-    "guided_ssd18_single": Recipe(
-        "tracker_ros.training.guided:build", "`guided_ssd18` with one exemplar for all levels"
-    ),
-    "guided_ssd_vgg16": Recipe("tracker_ros.training.guided:build", "target-guided SSD with VGG-16, by MAML"),
-    "guided_frcnn_r50": Recipe("tracker_ros.training.guided:build", "target-guided Faster R-CNN, ResNet-50, by MAML"),
-    "siamrpn": Recipe("tracker_ros.training.siamese:build", "SiamRPN's head on the shared backbone"),
-    "siamrpnpp": Recipe("tracker_ros.training.siamese:build", "SiamRPN++'s heads on the shared backbone"),
-    "siamban": Recipe("tracker_ros.training.siamese:build", "SiamBAN's heads on the shared backbone"),
-    "clnet": Recipe("tracker_ros.training.clnet:build", "CLNet's adjusting networks, on a trained SiamRPN++"),
-    "siamrn": Recipe("tracker_ros.training.siamrn:build", "SiamRN's relation detector, on a trained SiamBAN"),
     "budget": Recipe(
         "tracker_ros.training.budget:build", "`distill` and `dimp18` one after the other, within --set minutes=25"
     ),
@@ -87,6 +75,12 @@ RECIPES = {
         "tracker_ros.training.dimp:build_smoke", "`dimp18` on simulated flights, from random weights; needs no files"
     ),
 }
+#: Every recipe by its name; a tracker's has the tracker's name.
+RECIPES = {
+    entry.name: Recipe(f"tracker_ros.training.{entry.recipe}", entry.description)
+    for entry in registry.DEFAULT
+    if entry.recipe
+} | _OTHERS
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -115,7 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--base",
         type=Path,
         help="weights of the tracker that a recipe builds on (clnet, siamrn), else the shipped ones; "
-        "weights to go on from (guided detectors, siamrpn, siamrpnpp, siamban)",
+        "weights to go on from (distill, guided detectors, siamrpn, siamrpnpp, siamban)",
     )
     parser.add_argument("--backbone", type=Path, help="distill.pt of a distill run (dimp18)")
     parser.add_argument(

@@ -8,8 +8,10 @@ disk, and a `PixelStore` keeps those that were used last.
 from __future__ import annotations
 
 import csv
+import re
 import struct
 import threading
+import zlib
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -325,10 +327,36 @@ def make_pool(
     return pool
 
 
+#: A pool of at least this many scenes has enough to hold a tenth of them out.
+MANY_SCENES = 20
+
+
 def split(pool: ImagePool, every: int = 12) -> tuple[ImagePool, ImagePool]:
-    """Hold out every `every`-th image and, of several videos, the last: (for training, held out)."""
+    """Hold out images and videos, which no step of a training may see: (for training, held out).
+
+    Of the stills it is every `every`-th. Of many videos it is a tenth of the scenes (`scenes`), chosen by a checksum of
+    their names, so that every recipe holds out the same ones whatever else it reads; of a few videos it is the last.
+    """
     last = len(pool.sequences) - 1
-    return _divide(pool, lambda video: 0 < video == last, lambda image: image % every == 0)
+    names = scenes(pool)
+    if len(set(names)) < MANY_SCENES:
+        return _divide(pool, lambda video: 0 < video == last, lambda image: image % every == 0)
+    held = [zlib.crc32(name.encode()) % 10 == 9 for name in names]
+    return _divide(pool, lambda video: held[video], lambda image: image % every == 0)
+
+
+def scenes(pool: ImagePool) -> list[str]:
+    """The scene of each video of a pool.
+
+    It is the source where that names the video, without a number at its end: `uav123_group1_1` and `uav123_group1_3`
+    show one scene. Videos whose source does not are scenes of their own.
+    """
+    sources = [pool.images[sequence[0]].source for sequence in pool.sequences]
+    numbered = [re.fullmatch(r"(.+?_.+)_\d+", source) for source in sources]
+    return [
+        match[1] if match else source if "_" in source else f"{source} {number}"
+        for number, (source, match) in enumerate(zip(sources, numbered, strict=True))
+    ]
 
 
 def apart(pool: ImagePool, every: int = 3) -> tuple[ImagePool, ImagePool]:
@@ -342,7 +370,7 @@ def image_groups(pool: ImagePool) -> NDArray[np.int64]:
 
     Videos are counted before stills.
     """
-    keys = [(image.source, image.name) for image in pool.images]
+    keys = [(image.source, getattr(image.levels, "path", image.name)) for image in pool.images]
     groups: dict[tuple[str, str], int] = {}
     stills = [[index] for index in range(len(keys))]
     for number, members in enumerate([*pool.sequences, *stills]):

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tracker_ros import weights
+from tracker_ros import registry, weights
 from tracker_ros.geometry.anchors import overlap
 from tracker_ros.networks.adaptation import Parameters, call, head_parameters
 from tracker_ros.networks.backbones import BACKBONE18
@@ -598,7 +598,7 @@ def _conventional(path: Path) -> Path:
 
 
 def build(args: argparse.Namespace) -> GuidedTraining:
-    """The recipe that ``args.recipe`` names, which is the network's name too.
+    """The recipe of the tracker that ``args.recipe`` names.
 
     ``--base`` starts from other weights of the network, and the conventional head from those that the base's run left
     beside them, where it did. A full-size network starts with a random backbone otherwise.
@@ -609,19 +609,21 @@ def build(args: argparse.Namespace) -> GuidedTraining:
     """
     require(args, "--images")
     options = with_settings(GuidedOptions(), args.set)
-    detector = weights.builders()[args.recipe]()
+    network = registry.get(args.recipe).network
+    assert network is not None
+    detector = network.create()
     assert isinstance(detector, GuidedDetector)
     if detector.config.frozen:
         weights.load_backbone(detector.backbone, BACKBONE18)
     conventional: nn.Module | None = None
     if args.base is not None:
-        weights.load(args.base, detector, args.recipe)
+        weights.load(args.base, detector, network.name)
         beside = _conventional(args.base)
         if beside.is_file():
             other = copy.deepcopy(detector)
-            weights.load(beside, other, args.recipe)
+            weights.load(beside, other, network.name)
             conventional = other.head
     pool, held_out = read_pools(args)
     if options.targets != "all":
         pool = dict(zip(("maps", "head"), apart(pool), strict=True))[options.targets]
-    return GuidedTraining(args.recipe, detector, pool, held_out, args.out, options, conventional=conventional)
+    return GuidedTraining(network.name, detector, pool, held_out, args.out, options, conventional=conventional)

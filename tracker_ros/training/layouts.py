@@ -25,6 +25,7 @@ import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -48,10 +49,13 @@ class Collector:
         layout: name of the layout; becomes the images' source.
         store: reads the pixels.
         step: take every n-th frame of a video.
+        only, skip: patterns of names of videos (`fnmatch`): those to take, all if there is none, and to leave out.
     """
 
-    def __init__(self, layout: str, store: PixelStore, step: int = 1) -> None:
-        self.layout, self.store, self.step = layout, store, step
+    def __init__(
+        self, layout: str, store: PixelStore, step: int = 1, only: Sequence[str] = (), skip: Sequence[str] = ()
+    ) -> None:
+        self.layout, self.store, self.step, self.only, self.skip = layout, store, step, only, skip
         self.pool = ImagePool()
         self.problems: list[str] = []
         self._none = np.zeros((0, 4), np.float32)
@@ -59,6 +63,11 @@ class Collector:
     def problem(self, text: str) -> None:
         """Note something that is missing or wrong."""
         self.problems.append(f"{self.layout}: {text}")
+
+    def chosen(self, video: str) -> bool:
+        """Whether a video of this name is wanted."""
+        wanted = not self.only or any(fnmatch(video, pattern) for pattern in self.only)
+        return wanted and not any(fnmatch(video, pattern) for pattern in self.skip)
 
     def files(self, folder: Path) -> set[str]:
         """Names in a folder; empty, and a problem, where there is no such folder."""
@@ -104,7 +113,7 @@ class Collector:
             return
         boxes[hidden(flags.ravel())] = np.nan
 
-    def video(self, folder: Path, names: Sequence[str], boxes: Boxes) -> None:
+    def video(self, folder: Path, names: Sequence[str], boxes: Boxes, source: str = "") -> None:
         """Add the frames `folder`/`names` with one row of `boxes` each; missing files are a problem."""
         if len(names) < len(boxes):
             self.problem(f"{folder} holds {len(names)} images, but its truth has {len(boxes)} rows")
@@ -117,14 +126,14 @@ class Collector:
         if lost:
             self.problem(f"{len(lost)} of {len(names)} frames are not in {folder}, e.g. {lost[0]}")
             return
-        self.frames([self.levels(folder, name) for name in names], names, boxes)
+        self.frames([self.levels(folder, name) for name in names], names, boxes, source)
 
     def levels(self, folder: Path, name: str, size: tuple[int, int] | None = None) -> FileLevels:
         """The pixels of a file; `size` is width and height where they are known."""
         return FileLevels(self.store, sys.intern(str(folder)), sys.intern(name), size)
 
-    def frames(self, levels: Sequence[FileLevels], names: Sequence[str], boxes: Boxes) -> None:
-        """Add a video of these frames, unless it never shows its target."""
+    def frames(self, levels: Sequence[FileLevels], names: Sequence[str], boxes: Boxes, source: str = "") -> None:
+        """Add a video of these frames, unless it never shows its target; the layout is its source if none is given."""
         seen = ~np.isnan(boxes[:, 0])
         if not seen.any():
             return
@@ -132,7 +141,7 @@ class Collector:
         start = len(self.pool.images)
         for index, (pixels, name) in enumerate(zip(levels, names, strict=True)):
             box = rows[index : index + 1] if seen[index] else self._none
-            self.pool.images.append(TrainingImage(pixels, box, self.layout, sys.intern(name)))
+            self.pool.images.append(TrainingImage(pixels, box, source or self.layout, sys.intern(name)))
         self.pool.sequences.append(list(range(start, len(self.pool.images))))
 
     def still(self, levels: FileLevels, name: str, source: str, boxes: NDArray[np.float32]) -> None:
@@ -384,16 +393,25 @@ def read_packed(root: Path, found: Collector) -> None:
 
 
 def read_sequences(root: Path, found: Collector) -> None:
-    """Plain videos: `<video>/img/` in the order of the names, `<video>/groundtruth.txt`, 0-based, nan where absent."""
+    """Plain videos: `<video>/img/` in the order of the names, `<video>/groundtruth.txt`, 0-based, nan where absent.
+
+    `groundtruth_2.txt` and so on are further targets, each of them a video of its own. The videos' names are the
+    images' sources.
+    """
     videos = _below(root, "*/groundtruth.txt", "groundtruth.txt")
     if not videos:
         found.problem(f"{root} has no <video>/groundtruth.txt")
-    for video in videos:
+    chosen = {video: (root / video).resolve().name for video in videos}
+    chosen = {video: name for video, name in chosen.items() if found.chosen(name)}
+    if videos and not chosen:
+        found.problem(f"none of the {len(videos)} videos in {root} is chosen by only= and skip=")
+    for video, source in chosen.items():
         folder = root / video / "img"
-        boxes = found.boxes(root / video / "groundtruth.txt", one_based=False)
         names = sorted(name for name in found.files(folder) if name.lower().endswith((".jpg", ".jpeg", ".png")))
-        if boxes is not None:
-            found.video(folder, names, boxes)
+        for truth in ["groundtruth.txt", *_below(root / video, "groundtruth_*.txt", parents=False)]:
+            boxes = found.boxes(root / video / truth, one_based=False)
+            if boxes is not None:
+                found.video(folder, names, boxes, sys.intern(source))
 
 
 @dataclass(frozen=True)
@@ -404,11 +422,13 @@ class Layout:
         read: reads the annotations below a folder into a `Collector`.
         help: what is expected, one line.
         dense: every frame of its videos is annotated, so that taking every n-th is sensible.
+        named: its videos have names that a spec can choose from.
     """
 
     read: Callable[[Path, Collector], None]
     help: str
     dense: bool = True
+    named: bool = False
 
 
 LAYOUTS = {
@@ -422,7 +442,7 @@ LAYOUTS = {
     "uav123": Layout(read_uav123, "data_seq/UAV123/VIDEO/000001.jpg, anno/UAV123/VIDEO.txt"),
     "images": Layout(read_images, "boxes.csv (image,source,x,y,w,h,label), jpg/", dense=False),
     "pack": Layout(read_packed, "manifest.json, part-000.safetensors, ... of 'tracker_ros pack'", dense=False),
-    "sequences": Layout(read_sequences, "VIDEO/{img/,groundtruth.txt}, 0-based"),
+    "sequences": Layout(read_sequences, "VIDEO/{img/,groundtruth.txt}, 0-based", named=True),
 }
 
 
@@ -435,7 +455,8 @@ def open_data(specs: Sequence[str], step: int = 1, cache_bytes: int = CACHE_BYTE
     """The images of data sets on disk.
 
     Args:
-        specs: `LAYOUT:FOLDER` or `LAYOUT:FOLDER,step=N` each, with a layout of `LAYOUTS`.
+        specs: `LAYOUT:FOLDER` each, with a layout of `LAYOUTS`; behind it may stand `,step=N` and, of a layout whose
+            videos have names, `,only=PATTERN+PATTERN`, `,skip=PATTERN` and `,loose` (their boxes are loose).
         step: take every n-th frame of densely annotated videos, where a spec does not say.
         cache_bytes: bytes of decoded pixels that are kept in memory, all sets together; every process that draws
             crops keeps as many.
@@ -450,9 +471,11 @@ def open_data(specs: Sequence[str], step: int = 1, cache_bytes: int = CACHE_BYTE
     parsed = [_parse(spec) for spec in specs]
     store = PixelStore(cache_bytes)
     pool, problems = ImagePool(), []
-    for name, root, own_step in parsed:
+    for name, root, choice in parsed:
         layout = LAYOUTS[name]
-        found = Collector(name, store, own_step or (step if layout.dense else 1))
+        own_step = int(choice.get("step", 0)) or (step if layout.dense else 1)
+        only, skip = (choice[key].split("+") if key in choice else () for key in ("only", "skip"))
+        found = Collector(name, store, own_step, only, skip)
         if not root.is_dir():
             found.problem(f"folder {root} not found: expected {layout.help}")
         else:
@@ -460,6 +483,8 @@ def open_data(specs: Sequence[str], step: int = 1, cache_bytes: int = CACHE_BYTE
             if not found.problems and not found.pool.images:
                 found.problem(f"{root} has no image with a box")
         problems += found.problems
+        if "loose" in choice:
+            found.pool.loose |= {image.source for image in found.pool.images}
         pool.extend(found.pool)
     if problems:
         more = [f"... and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
@@ -467,15 +492,27 @@ def open_data(specs: Sequence[str], step: int = 1, cache_bytes: int = CACHE_BYTE
     return pool
 
 
-def _parse(spec: str) -> tuple[str, Path, int]:
-    """Layout, folder and step (0: not given) of `LAYOUT:FOLDER[,step=N]`."""
-    match = re.fullmatch(r"(?P<layout>[^:]*):(?P<folder>.+?)(,step=(?P<step>\d+))?", spec)
-    if match is None or match["layout"] not in LAYOUTS or match["step"] == "0":
+#: What may stand behind a folder in a spec.
+_CHOICE = re.compile(r",(step=\d+|only=[^,=]+|skip=[^,=]+|loose)$")
+
+
+def _parse(spec: str) -> tuple[str, Path, dict[str, str]]:
+    """Layout, folder and what stands behind it, of `LAYOUT:FOLDER[,step=N][,only=PATTERN][,skip=PATTERN][,loose]`."""
+    choice: dict[str, str] = {}
+    rest = spec
+    while match := _CHOICE.search(rest):
+        key, _, value = match[1].partition("=")
+        choice[key] = value
+        rest = rest[: match.start()]
+    name, colon, folder = rest.partition(":")
+    if not colon or not folder or name not in LAYOUTS or choice.get("step", "1").strip("0") == "":
         raise ValueError(
             f"'{spec}' names no data: expected LAYOUT:FOLDER or LAYOUT:FOLDER,step=N (N at least 1) with one of\n"
             + describe_layouts()
         )
-    return match["layout"], Path(match["folder"]).expanduser(), int(match["step"] or 0)
+    if not LAYOUTS[name].named and choice.keys() - {"step"}:
+        raise ValueError(f"'{spec}': only=, skip= and loose are for layouts whose videos have names, not for '{name}'")
+    return name, Path(folder).expanduser(), choice
 
 
 def _numbered(form: str, first: int, count: int) -> list[str]:

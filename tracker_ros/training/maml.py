@@ -55,11 +55,6 @@ class Outcome(NamedTuple):
     before: Tensor
     after: Tensor
 
-    @property
-    def improved(self) -> float:
-        """Share of the triplets whose query loss the inner steps made lower."""
-        return float((self.after.mean(1) < self.before.mean(1)).double().mean())
-
 
 def adapted(head: nn.Module, triplet: Triplet, inner: InnerLoop) -> Parameters:
     """The head's parameters after the inner loop on the support frames (eq. 1)."""

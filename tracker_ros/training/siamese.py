@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tracker_ros import weights
+from tracker_ros import registry, weights
 from tracker_ros.geometry.anchors import anchor_shapes, anchors, decode_anchors, decode_points, overlap, points
 from tracker_ros.networks.backbones import BACKBONE18, SharedBackbone
 from tracker_ros.networks.correlation import DepthwiseBranch, UpChannelBranch, correlate_depthwise, correlate_up_channel
@@ -348,10 +348,6 @@ class _Correlation(torch.autograd.Function):
         return correlate_depthwise(padded, kernels.flip(2, 3)), correlate_depthwise(search, gradient)
 
 
-#: Recipe to the name of its network.
-NETWORKS = {"siamrpn": "siamrpn18", "siamrpnpp": "siamrpnpp18", "siamban": "siamban18"}
-
-
 def build(args: argparse.Namespace) -> SiameseTraining:
     """The recipes `siamrpn`, `siamrpnpp` and `siamban`: heads on the shipped backbone.
 
@@ -360,9 +356,11 @@ def build(args: argparse.Namespace) -> SiameseTraining:
     require(args, "--images")
     options = with_settings(SiameseOptions(), args.set)
     pool, held_out = read_pools(args)
-    name = NETWORKS[args.recipe]
+    network = registry.get(args.recipe).network
+    assert network is not None
+    name = network.name
     torch.manual_seed(options.seed)
-    net = weights.builders()[name]()
+    net = network.create()
     assert isinstance(net, SiamRPNNet | SiamBANNet)
     weights.load_backbone(net.backbone, BACKBONE18)
     start_heads(net)
@@ -384,7 +382,7 @@ def take_level(net: SiamRPNNet | SiamBANNet, file: Path) -> None:
     Raises:
         WeightsError: the file is not of that network, or `net` has levels or channels of its own.
     """
-    base = weights.builders()["siamrpnpp18"]()
+    base = registry.networks()["siamrpnpp18"].create()
     weights.load(file, base, "siamrpnpp18")
     assert isinstance(base, SiamRPNNet)
     own = net.state_dict()
