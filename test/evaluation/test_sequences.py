@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import shutil
 from pathlib import Path
 
@@ -167,3 +168,34 @@ def test_other_starts_are_a_little_off(make_sequence) -> None:
     assert [other.name for other in with_starts(sequence, 2)] == ["car", "car~left"]
     with pytest.raises(ValueError, match="1 to 13 starts, got 14"):
         with_starts(sequence, 14)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
+def test_the_first_image_sets_the_grey_scale_of_all(make_sequence, suffix: str) -> None:
+    folder = make_sequence("thermal", ROWS)
+    for i, path in enumerate(sorted((folder / "img").iterdir())):
+        path.unlink()
+        cv2.imwrite(
+            str(path.with_suffix(suffix)), np.arange(7400 + 100 * i, 7656 + 100 * i, dtype=np.uint16).reshape(8, 32)
+        )
+    images = load_sequence(folder).images
+    in_order = [images[i] for i in range(3)]
+    assert len(np.unique(in_order[0])) > 100
+    assert in_order[0].mean() < in_order[1].mean() < in_order[2].mean(), "one that gets hotter gets brighter"
+    again = load_sequence(folder).images
+    np.testing.assert_array_equal(again[2], in_order[2])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(images))[1], in_order[1])
+
+
+def test_images_that_lie_about_their_size_or_end_early_are_named(make_sequence) -> None:
+    folder = make_sequence("car", ROWS)
+    first, second, third = sorted((folder / "img").iterdir())
+    first.write_bytes(first.read_bytes()[:-20])
+    second.write_bytes(b"P5\n30000 30000\n255\n")
+    third.write_bytes(third.read_bytes() + bytes(80))
+    images = load_sequence(folder).images
+    with pytest.raises(InvalidSequence, match=f"{first.name}.*cut short"):
+        images[0]
+    with pytest.raises(InvalidSequence, match=f"{second.name}.*900 Mpx"):
+        read_image(second)
+    assert int(read_image(third)[0, 0, 0]) == 2

@@ -18,18 +18,18 @@ import itertools
 import re
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from tracker_ros.geometry.boxes import Box, InvalidBox, validate_init_box
+from tracker_ros.images import GreyScale, InvalidImage, read_file
 from tracker_ros.trackers.base import Frame
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
 _TRUTH_NAMES = ("groundtruth.txt", "groundtruth_rect.txt")
 _IMAGE_FOLDERS = ("img", "color")
 _ABSENCE_NAMES = ("absence.label", "full_occlusion.txt", "out_of_view.txt")
@@ -53,15 +53,18 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Frames that are image files, one a frame."""
+    """Frames that are image files, one a frame; the first one sets the grey scale of them all."""
 
     paths: tuple[Path, ...]
+    scale: GreyScale = field(default_factory=GreyScale, compare=False)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Frame:
-        return read_image(self.paths[index])
+        if index and not self.scale.pictures:
+            read_image(self.paths[0], self.scale)
+        return read_image(self.paths[index], self.scale)
 
 
 @dataclass(frozen=True)
@@ -154,16 +157,16 @@ def with_starts(sequence: Sequence, count: int) -> list[Sequence]:
     return found
 
 
-def read_image(path: Path) -> Frame:
-    """Read an image file as HxWx3 uint8, BGR.
+def read_image(path: Path, scale: GreyScale | None = None) -> Frame:
+    """Read an image file as HxWx3 uint8, BGR; `scale` is that of the track, None for a picture that stands alone.
 
     Raises:
-        InvalidSequence: the file is no image.
+        InvalidSequence: see `images.read_file`.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise InvalidSequence(f"'{path}' can't be read as an image")
-    return image
+    try:
+        return read_file(path, scale or GreyScale())
+    except InvalidImage as error:
+        raise InvalidSequence(str(error)) from error
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from tracker_ros.evaluation.sequences import (
     read_image,
 )
 from tracker_ros.geometry.boxes import Box
+from tracker_ros.images import GreyScale
 from tracker_ros.simulation.flight import Flight, FlightOptions
 from tracker_ros.trackers.base import Frame
 
@@ -107,6 +108,7 @@ class FolderClip(Clip):
         self.name = str(folder)
         images = folder / "img" if (folder / "img").is_dir() else folder
         self._images = list_images(images)
+        self._scale = GreyScale()
         if not self._images:
             kinds = ", ".join(sorted(IMAGE_SUFFIXES))
             raise InvalidSource(f"the folder '{folder}' has no images ({kinds}), nor has its img/")
@@ -120,7 +122,7 @@ class FolderClip(Clip):
         if index >= len(self._images):
             return None
         try:
-            return _with_truth(read_image(self._images[index]), self._truth, index)
+            return _with_truth(read_image(self._images[index], self._scale), self._truth, index)
         except InvalidSequence as error:
             raise InvalidSource(str(error)) from error
 

@@ -72,6 +72,7 @@ class Recorder(Node):
         except (ValueError, TypeError) as error:
             raise InvalidParameter(f"parameter 'metadata' must be a JSON object: {error}") from error
         self._timeline = Timeline()
+        self._scale = images.GreyScale()
         self._artist = Artist()
         self._video: VideoFile | None = None
         self._device: dict[str, str] = {}
@@ -131,7 +132,7 @@ class Recorder(Node):
     def _on_image(self, message: Any) -> None:
         self._last_news = time.monotonic()
         try:
-            image = images.from_message(message)
+            image = images.from_message(message, self._scale)
         except images.InvalidImage as error:
             self.get_logger().error(f"image is not recorded: {error}", throttle_duration_sec=5.0)
             return
