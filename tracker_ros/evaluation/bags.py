@@ -20,6 +20,7 @@ import numpy as np
 
 from tracker_ros.evaluation.sequences import InvalidSequence
 from tracker_ros.evaluation.sequences import Sequence as FrameSequence
+from tracker_ros.files import plain
 from tracker_ros.geometry.boxes import Box
 from tracker_ros.images import GreyScale, from_message
 from tracker_ros.trackers.base import Frame
@@ -130,7 +131,9 @@ def load_bag(
         )
     first = int(np.flatnonzero(~np.isnan(truth[:, 0]))[0])
     images = BagImages(path, image_topic, times, skip=first)
-    return FrameSequence(path.stem, images, truth[first:], known=box is None, stamps=tuple(stamps[first:]))
+    return FrameSequence(
+        plain(path.stem), images, truth[first:], known=box is None, stamps=tuple(stamps[first:]), sources=(path,)
+    )
 
 
 def _row(bbox: Any, where: str) -> tuple[float, ...]:

@@ -18,6 +18,7 @@ from tracker_ros.evaluation.runs import PROTOCOLS, Protocol, run_all
 from tracker_ros.evaluation.sequences import STARTS, Sequence, find_sequences, with_starts
 from tracker_ros.evaluation.specs import TrackerSpec, parse_specs
 from tracker_ros.evaluation.stills import HELD_OUT_EVERY, load_stills
+from tracker_ros.files import refuse_overwriting
 from tracker_ros.geometry.boxes import Box
 
 
@@ -87,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--starts goes with the protocol 'ope' only: with vot, failures bring new starts")
     specs = parse_specs(args.tracker, args.settings, args.device)
     sequences = [start for sequence in load_sequences(args) for start in with_starts(sequence, args.starts)]
+    written = [args.out, args.out / "results", args.out / "strips"]
+    refuse_overwriting(written, {path for sequence in sequences for path in sequence.sources})
     if args.calibrate:
         return _calibrate(args, specs, sequences)
     known = all(sequence.known for sequence in sequences)

@@ -25,6 +25,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tracker_ros.files import plain
 from tracker_ros.geometry.boxes import Box, InvalidBox, validate_init_box
 from tracker_ros.images import GreyScale, InvalidImage, read_file
 from tracker_ros.trackers.base import Frame
@@ -79,6 +80,7 @@ class Sequence:
         known: there is a truth to measure against.
         stamps: when the images were taken, in nanoseconds; empty where nothing tells.
         start: the box that trackers start on where it is not the first true one, see `with_starts`.
+        sources: files and folders that it is read from.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Sequence:
     known: bool = True
     stamps: tuple[int, ...] = ()
     start: Box | None = None
+    sources: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -236,7 +239,8 @@ def load_sequence(folder: Path, truth_file: Path | None = None, *, one_based: bo
         raise InvalidSequence(f"'{truth_file}' has no box for the first frame, so no track can start")
     if one_based:
         truth[:, :2] -= 1
-    return Sequence(folder.name, ImageFiles(tuple(images)), truth)
+    sources = (folder, images[0].parent, truth_file)
+    return Sequence(plain(folder.resolve().name), ImageFiles(tuple(images)), truth, sources=sources)
 
 
 def _truth_in(folder: Path) -> Path | None:

@@ -18,6 +18,7 @@ from tracker_ros.evaluation.sequences import (
     read_boxes,
     read_image,
 )
+from tracker_ros.files import opencv_path
 from tracker_ros.geometry.boxes import Box
 from tracker_ros.images import GreyScale
 from tracker_ros.simulation.flight import Flight, FlightOptions
@@ -57,12 +58,14 @@ class Clip(ABC):
         fps: frames a second at which it was recorded.
         length: number of images, None where it is not known.
         live: the images come when they come (a camera) and not when they are asked for.
+        sources: the files and folders that it is read from.
     """
 
     name: str
     fps: float = DEFAULT_FPS
     length: int | None = None
     live: bool = False
+    sources: tuple[Path, ...] = ()
 
     @abstractmethod
     def read(self, index: int) -> Picture | None:
@@ -116,6 +119,7 @@ class FolderClip(Clip):
         if truth_file is None:
             truth_file = next((folder / name for name in _TRUTH_FILES if (folder / name).is_file()), None)
         self._truth = _read_truth(truth_file, self.length)
+        self.sources = (folder, images, *filter(None, [truth_file]))
 
     def read(self, index: int) -> Picture | None:
         """See `Clip.read`."""
@@ -136,8 +140,9 @@ class VideoClip(Clip):
 
     def __init__(self, path: Path, truth_file: Path | None = None) -> None:
         self.name = str(path)
-        self._path = path
-        self._capture = cv2.VideoCapture(str(path))
+        self._path = opencv_path(path)
+        self.sources = (path, *filter(None, [truth_file]))
+        self._capture = cv2.VideoCapture(self._path)
         self._next = 0
         if not self._capture.isOpened() or not self._capture.grab():
             raise InvalidSource(f"'{path}' can't be read as a video: OpenCV knows no decoder for it, or it is empty")
@@ -150,7 +155,7 @@ class VideoClip(Clip):
 
     def _rewind(self) -> None:
         self._capture.release()
-        self._capture = cv2.VideoCapture(str(self._path))
+        self._capture = cv2.VideoCapture(self._path)
         self._next = 0
 
     def read(self, index: int) -> Picture | None:
