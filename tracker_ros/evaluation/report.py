@@ -204,6 +204,8 @@ def table(report: Mapping[str, Any], *, per_sequence: bool = True) -> str:
             row = (cell.rjust(column) for cell, column in zip(cells, widths, strict=True))
             lines.append(name.ljust(name_width) + "".join(row))
     lines += ["", _LEGENDS[report["protocol"]]]
+    if report.get("problems"):
+        lines += ["", f"{len(report['problems'])} problems, with frames and sequences left out:", *report["problems"]]
     if report["realtime"]:
         lines += ["", f"against the clock: frames came at {report['realtime']:g} Hz"]
     if "origin" in report:
@@ -258,7 +260,7 @@ def write(
     out.mkdir(parents=True, exist_ok=True)
     files = [out / "report.json", out / "report.txt"]
     files[0].write_text(json.dumps(finite(report), indent=1) + "\n")
-    files[1].write_text(table(report) + "\n")
+    files[1].write_text(table(report) + "\n", errors="backslashreplace")
     for name, picture in plots(report).items():
         files.append(out / f"{name}.png")
         write_file(files[-1], picture)
