@@ -321,7 +321,7 @@ def test_environment_keeps_the_users_settings(monkeypatch: pytest.MonkeyPatch) -
     kept = demo.environment()
     assert kept["FASTDDS_DEFAULT_PROFILES_FILE"] == "/mine.xml"
     assert "FASTRTPS_DEFAULT_PROFILES_FILE" not in kept
-    assert kept["ROS_DOMAIN_ID"] == "77"
+    assert kept["ROS_DOMAIN_ID"] != "77", "that is the domain of somebody's robot"
 
 
 def test_default_tracker_is_one_that_can_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -354,3 +354,52 @@ def test_summary_in_words(tmp_path: Path) -> None:
     assert "kcf on cpu: 90 of 100 images received (90.0 %), 80 processed, 10 dropped" in text
     assert "fewer than 99 %" in text
     assert "images 5-9: LOST after 3 images, not found again" in text
+
+
+@needs_ros
+@pytest.mark.ros
+def test_demo_keeps_to_its_own_domain_and_namespace_and_deletes_its_own_files_only(tmp_path: Path) -> None:
+    arguments = ("--tracker", "kcf", "--duration", "2", "--out", str(tmp_path))
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "mine.log").write_text("mine")
+    domain = demo.free_domain()
+    strangers = subprocess.Popen(
+        [sys.executable, "-m", "tracker_ros.ros.tracker_node", "--ros-args", "-p", "tracker:=kcf"],
+        cwd=ROOT,
+        env={**demo.environment(), "ROS_DOMAIN_ID": str(domain)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        first = run_demo(*arguments, ROS_DOMAIN_ID=str(domain))
+    finally:
+        strangers.send_signal(signal.SIGINT)
+        said, _ = strangers.communicate(timeout=60)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert f"ROS domain {domain}," not in first.stdout
+    assert "namespace /demo_" in first.stdout
+    assert "tracking 'target'" not in said, "the tracker of somebody else was started"
+    check_outputs(tmp_path, 60)
+
+    again = run_demo(*arguments)  # its own files are replaced
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert (tmp_path / "logs" / "mine.log").read_text() == "mine"
+    (tmp_path / "summary.json").write_text("mine")
+    refused = run_demo(*arguments)
+    assert refused.returncode == 2
+    assert "summary.json' would be replaced" in refused.stderr
+    assert (tmp_path / "summary.json").read_text() == "mine"
+    assert (tmp_path / "demo.mp4").is_file()
+
+
+@needs_ros
+@pytest.mark.parametrize("argument", ["--video", "--out", "--weights"])
+def test_names_that_opencv_and_ros_cannot_take_are_refused(tmp_path: Path, argument: str) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9")
+    path.mkdir()
+    cv2.imwrite(str(tmp_path / "1.png"), np.zeros((60, 80, 3), np.uint8))
+    (tmp_path / "1.png").rename(path / "1.png")
+    done = run_demo("--out", str(tmp_path / "out"), "--tracker", "kcf", "--box", "1,2,30,30", argument, str(path))
+    assert done.returncode == 2
+    assert "UTF-8" in done.stderr

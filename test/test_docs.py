@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 from documented import PAGES, ROOT, Command, commands
 
-from tracker_ros import cli
+from tracker_ros import cli, registry
 from tracker_ros.evaluation.specs import parse_specs
-from tracker_ros.trackers import registry
 
 #: Programs of others, whose arguments are not checked here.
 FOREIGN = {"cat", "cd", "export", "git", "mkdir", "rosdep", "sha256sum", "source", "sudo", "vot", "vot/bin/pip"}

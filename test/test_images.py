@@ -1,6 +1,9 @@
 """Decoding of everything that cameras send. Needs no ROS: messages are plain objects with the same fields."""
 
+import os
+import struct
 import sys
+import zlib
 from types import SimpleNamespace
 
 import cv2
@@ -230,13 +233,206 @@ def test_orientation_tags_are_ignored():
     ("format", "data", "words"),
     [
         ("jpeg", b"", "no data"),
-        ("jpeg", b"not a picture at all", "can't read"),
+        ("jpeg", b"not a picture at all", "can't be read as an image: it begins with"),
         ("jpeg", jpeg(np.zeros((64, 64, 3), np.uint8))[:-40], "cut short"),
         ("png", jpeg(np.zeros((64, 64, 3), np.uint8), ".png")[:-12], "cut short"),
-        ("png", b"\x89PNG\r\n\x1a\n" + b"\0" * 30 + b"IEND", "can't read"),
+        ("png", b"\x89PNG\r\n\x1a\n" + b"\0" * 30 + b"IEND", "the header of this PNG is damaged"),
         ("16UC1; compressedDepth png", b"\0" * 40, "depth"),
     ],
 )
 def test_bad_compressed_images_are_refused_by_name(format, data, words):
     with pytest.raises(InvalidImage, match=words):
         decode_compressed(format, data)
+
+
+SUFFIXES = [".jpg", ".png", ".bmp", ".tif", ".webp", ".gif", ".ppm", ".jp2"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("after", [bytes(63), bytes(80), b"\r\n", b"a second \xff\xd8 picture", bytes(5000)])
+def test_what_follows_the_end_of_a_picture_is_left_alone(suffix, after, tmp_path):
+    data = encoded(suffix)
+    expected = decode_compressed("", data)
+    assert np.array_equal(decode_compressed("", data + after), expected)
+    (tmp_path / f"x{suffix}").write_bytes(data + after)
+    assert np.array_equal(images.read_file(tmp_path / f"x{suffix}"), expected)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("part", [0.02, 0.4, 0.9, 0.99])
+def test_a_picture_that_is_cut_short_is_refused_in_messages_and_on_disk(suffix, part, tmp_path):
+    data = encoded(suffix)
+    data = data[: int(part * len(data))]
+    with pytest.raises(InvalidImage, match=r"cut short|can't"):
+        decode_compressed("", data)
+    (tmp_path / f"x{suffix}").write_bytes(data)
+    with pytest.raises(InvalidImage, match=rf"x\{suffix}'.*(cut short|can't)|OpenCV can't read '.*x\{suffix}'"):
+        images.read_file(tmp_path / f"x{suffix}")
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_a_file_whose_end_was_never_written_is_refused(suffix):
+    """After a power failure a file may have its length and zeros at its end."""
+    data = encoded(suffix)
+    half = len(data) // 2
+    with pytest.raises(InvalidImage, match=r"cut short|can't read"):
+        decode_compressed("", data[:half] + bytes(len(data) - half))
+
+
+def test_the_end_of_a_thumbnail_is_not_the_end_of_the_picture():
+    thumbnail = b"Exif\0\0" + jpeg(np.zeros((8, 8, 3), np.uint8))
+    data = jpeg(scene())
+    data = data[:2] + b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail + data[2:]
+    assert decode_compressed("jpeg", data).shape == (HEIGHT, WIDTH, 3)
+    with pytest.raises(InvalidImage, match="cut short"):
+        decode_compressed("jpeg", data[:-30])
+
+
+def test_progressive_jpeg_has_several_scans():
+    ok, data = cv2.imencode(".jpg", cv2.resize(scene(), (160, 120)), [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])
+    assert ok
+    assert decode_compressed("jpeg", data).shape == (120, 160, 3)
+    with pytest.raises(InvalidImage, match="cut short"):
+        decode_compressed("jpeg", data[:-2])
+
+
+def encoded(suffix: str, size: tuple[int, int] = (160, 120)) -> bytes:
+    random = np.random.RandomState(0).randint(0, 256, (6, 8, 3)).astype(np.uint8)
+    return jpeg(cv2.resize(random, size, interpolation=cv2.INTER_CUBIC), suffix)
+
+
+def declared(kind: str, width: int, height: int) -> bytes:
+    """A small file that says that it is large."""
+    big, little = struct.pack(">II", width, height), struct.pack("<II", width, height)
+    data = encoded("." + kind)
+    if kind == "jpg":
+        at = data.index(b"\xff\xc0") + 5
+        return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
+    if kind == "png":
+        chunk = b"IHDR" + big + data[24:29]
+        return data[:12] + chunk + zlib.crc32(chunk).to_bytes(4, "big") + data[33:]
+    if kind == "bmp":
+        return data[:18] + little + data[26:30] + b"\x01\0\0\0" + data[34:]  # RLE: the file's length tells nothing
+    if kind == "gif":
+        return data[:6] + struct.pack("<HH", width, height) + data[10:]
+    if kind == "jp2":
+        at = data.index(b"\xff\x4f\xff\x51") + 8
+        return data[:at] + big + data[at + 8 :]
+    if kind == "tif":
+        at = data.index(struct.pack("<HH", 256, 3)) if struct.pack("<HH", 256, 3) in data else -1
+        at = at if at >= 0 else data.index(struct.pack("<HH", 256, 4))
+        entry = struct.pack("<HHI", 256, 4, 1) + struct.pack("<I", width)
+        entry += struct.pack("<HHI", 257, 4, 1) + struct.pack("<I", height)
+        return data[:at] + entry + data[at + 24 :]
+    assert kind == "ppm"
+    return f"P6\n# large\n{width} {height}\n255\n".encode() + bytes(100)
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "bmp", "gif", "jp2", "tif", "ppm"])
+def test_a_file_that_declares_too_many_pixels_is_refused_before_it_is_decoded(kind, tmp_path):
+    data = declared(kind, 30000, 30000)
+    path = tmp_path / f"large.{kind}"
+    path.write_bytes(data)
+    for read in (lambda: decode_compressed("", data), lambda: images.read_file(path)):
+        with pytest.raises(InvalidImage, match="of 30000x30000, 900 Mpx; at most 64 Mpx are read"):
+            read()
+    with pytest.raises(InvalidImage, match="large"):
+        images.read_file(path)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_the_limit_of_pixels_can_be_set(suffix):
+    data = encoded(suffix)
+    assert decode_compressed("", data, max_pixels=160 * 120).shape == (120, 160, 3)
+    with pytest.raises(InvalidImage, match="of 160x120, 0 Mpx; at most"):
+        decode_compressed("", data, max_pixels=160 * 120 - 1)
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    with open(tmp_path / "huge.png", "wb") as huge:
+        huge.truncate(1 << 40)
+    for name, words in {
+        "pipe": "no file", "folder": "no file", "huge": "fill", "nothing": "not there"
+    }.items():  # fmt: skip
+        with pytest.raises(InvalidImage, match=words):
+            images.read_file(tmp_path / f"{name}.{'png' if name == 'huge' else 'jpg'}")
+
+
+def test_names_of_any_bytes_are_read_and_written(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.png")
+    images.write_file(path, scene())
+    assert np.array_equal(images.read_file(path), scene())
+
+
+def thermal(low: int, high: int, shift: int = 0, dtype=np.uint16) -> np.ndarray:
+    """A ramp of values from `low` to `high`."""
+    return np.tile(np.linspace(low, high, 64).round(), (48, 1)).astype(dtype) + dtype(shift)
+
+
+def as_message(image: np.ndarray, encoding: str = "mono16") -> SimpleNamespace:
+    height, width = image.shape[:2]
+    return SimpleNamespace(
+        encoding=encoding, height=height, width=width, step=image.nbytes // height, is_bigendian=0, data=image.tobytes()
+    )
+
+
+@pytest.mark.parametrize(("low", "high"), [(7400, 7655), (0, 1023), (0, 4095), (29000, 31000), (65000, 65535), (3, 9)])
+@pytest.mark.parametrize("way", ["message", "compressed", "file", "tiff"])
+def test_a_small_part_of_the_range_is_seen_and_the_scale_stays(low, high, way, tmp_path):
+    def read(image: np.ndarray) -> np.ndarray:
+        if way == "message":
+            return images.from_message(as_message(image), scale)
+        if way == "compressed":
+            return decode_compressed("mono16; png compressed ", jpeg(image, ".png"), scale)
+        path = tmp_path / ("x.tif" if way == "tiff" else "x.png")
+        path.write_bytes(jpeg(image, path.suffix))
+        return images.read_file(path, scale)
+
+    scale = images.GreyScale()
+    first = read(thermal(low, high))
+    levels = len(np.unique(first))
+    assert levels >= min(60, high - low)
+    assert first.min() > 0 or low == 0  # There is room on either side for what is colder and hotter,
+    assert first.max() < 255 or high == 65535
+    limits = scale.limits
+    assert f"{limits[0]:g} to {limits[1]:g}" in str(scale)
+    step = (high - low) // 10  # and what is hotter later is brighter: the scale stays.
+    if high + step < 65536:
+        second = read(thermal(low, high, step))
+        assert scale.limits == limits
+        assert np.all(second >= first)
+        assert second.mean() > first.mean() or step == 0
+    assert first.shape == (48, 64, 3)
+
+
+def test_a_hot_pixel_does_not_hide_the_picture():
+    image = thermal(7400, 7655)
+    image[5, 5] = 65535
+    assert len(np.unique(images.GreyScale()(image))) > 50
+
+
+def test_what_uses_the_range_is_left_as_it_is():
+    grey = np.repeat(np.arange(256, dtype=np.uint16) * 257, 4).reshape(32, 32)
+    assert np.array_equal(images.GreyScale()(grey), (grey // 257).astype(np.uint8))
+    assert np.array_equal(images.GreyScale()(scene()), scene())
+
+
+def test_limits_can_be_given():
+    scale = images.GreyScale.parse("7000, 8000")
+    out = scale(np.array([[0, 7000, 7500, 8000, 65535]], np.uint16))
+    assert out.tolist() == [[0, 0, 128, 255, 255]]
+    assert images.GreyScale.parse("auto").limits is None
+    for text in ("", "high", "5", "8,7", "1,2,3", "nan,5"):
+        with pytest.raises(ValueError, match="a grey scale is 'auto' or 'low,high'"):
+            images.GreyScale.parse(text)
+
+
+def test_floating_point_pictures_are_scaled_too(tmp_path):
+    celsius = thermal(0, 1000).astype(np.float32) / 50 + 15
+    celsius[0, 0] = np.nan
+    (tmp_path / "x.tif").write_bytes(jpeg(celsius, ".tif"))
+    out = images.read_file(tmp_path / "x.tif", images.GreyScale())
+    assert len(np.unique(out)) > 50
+    assert out[1, -1, 0] > out[1, 0, 0] > 0

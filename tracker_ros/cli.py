@@ -9,12 +9,17 @@ import argparse
 import dataclasses
 import difflib
 import importlib
+import io
+import os
+import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import tracker_ros
 from tracker_ros import registry
+from tracker_ros.files import plain, refuse_overwriting
 
 #: Command -> the module that has its `add_arguments` and `run`, and one line on what it does.
 COMMANDS = {
@@ -46,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tracker_ros: there is no command '{name}'{hint} (there are: {', '.join(COMMANDS)})", file=sys.stderr)
         return 2
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # A path may hold bytes that no encoding knows.
     debug = "--debug" in arguments
     try:
         module = importlib.import_module(COMMANDS[name][0])
@@ -56,8 +64,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         module.add_arguments(parser)
-        parser.set_defaults(command_line=shlex.join(["tracker_ros", *arguments]))
-        return int(module.run(parser.parse_args(arguments[1:])) or 0)
+        parser.set_defaults(command_line=plain(shlex.join(["tracker_ros", *arguments])))
+        args = parser.parse_args(arguments[1:])
+        if getattr(args, "out", None) is not None:
+            written = module.outputs(args) if hasattr(module, "outputs") else [args.out]
+            refuse_overwriting(written, _paths(value for name, value in vars(args).items() if name != "out"))
+        code = int(module.run(args) or 0)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever reads has seen enough (`| head`); what Python flushes at its end must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print(f"tracker_ros {name}: interrupted", file=sys.stderr)
         return 130
@@ -69,6 +87,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = str(error) if meant and str(error) else f"{type(error).__name__}: {error} (--debug shows where)"
         print(f"tracker_ros {name}: error: {text}", file=sys.stderr)
         return 2
+
+
+def _paths(values: Iterable[object]) -> list[Path]:
+    """The values of arguments that name files or folders, or would if they were there."""
+    found: list[Path] = []
+    for value in values:
+        if isinstance(value, Path):
+            found.append(value)
+        elif isinstance(value, str):
+            found += map(Path, filter(None, (value, *re.split("[:,=]", value))))  # LAYOUT:FOLDER, NAME:weights=FILE
+        elif isinstance(value, list | tuple):
+            found += _paths(value)
+    return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

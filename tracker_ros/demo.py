@@ -16,6 +16,7 @@ import os
 import platform
 import random
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -28,13 +29,19 @@ from pathlib import Path
 from typing import Any
 
 from tracker_ros import __version__, registry
+from tracker_ros.files import clear, note, opencv_path, refuse_overwriting
 from tracker_ros.geometry.boxes import Box
+from tracker_ros.images import write_file
 
 #: Seconds for the nodes to start (importing torch from a cold disk takes most of it), and for the recorder to end.
 START_TIMEOUT = 180.0
 FINISH_TIMEOUT = 120.0
 _PACKAGES = ("numpy", "opencv-contrib-python-headless", "opencv-python-headless", "opencv-python", "torch", "ros-rclpy")
-_PRODUCTS = ("demo.mp4", "sheet.png", "summary.json", "source.json", "first_image.png")
+_FIRST_IMAGE = "first_image.png"
+_PRODUCTS = (
+    "demo.mp4", "sheet.png", "summary.json", "source.json", _FIRST_IMAGE,
+    *(f"logs/{name}.log" for name in ("tracker_node", "recorder", "simulated_camera", "video_source")),
+)  # fmt: skip
 
 
 class DemoFailed(RuntimeError):
@@ -140,24 +147,29 @@ def make_plan(args: argparse.Namespace) -> Plan:
     else:
         tracker, reason = default_tracker()
         print(f"tracker {tracker}: {reason}")
+    out = args.out.expanduser()
+    for name in (out, args.video, args.weights):
+        opencv_path(name)
     metadata: dict[str, Any] = {"versions": versions()}
     parameters: dict[str, Any] = {"rate": args.rate}
     if args.video:
         from tracker_ros.ros.clips import open_clip
 
         clip = open_clip(args.video)
+        refuse_overwriting(
+            [out, *(out / name for name in _PRODUCTS)], [*clip.sources, *map(Path, filter(None, [args.weights]))]
+        )
         try:
             box = args.box or clip.first_box()
             if box is None:
                 picture = clip.read(0)
                 hint = ""
                 if picture is not None:
-                    import cv2
-
-                    args.out.mkdir(parents=True, exist_ok=True)
+                    clear(out, [_FIRST_IMAGE])
+                    write_file(out / _FIRST_IMAGE, picture.frame)
+                    note(out, [_FIRST_IMAGE])
                     height, width = picture.frame.shape[:2]
-                    if cv2.imwrite(str(args.out / "first_image.png"), picture.frame):
-                        hint = f"; its first image is now in {args.out / 'first_image.png'} ({width}x{height})"
+                    hint = f"; its first image is now in {out / _FIRST_IMAGE} ({width}x{height})"
                 raise ValueError(f"'{args.video}' does not say where the target is: give --box x,y,w,h{hint}")
             duration = 20.0 if clip.live and args.duration is None else args.duration
             count = clip.length
@@ -191,7 +203,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         tracker=tracker,
         weights=str(Path(args.weights).expanduser().resolve()) if args.weights else "",
         device=args.device,
-        out=args.out,
+        out=out,
         realtime=args.realtime,
         metadata=metadata,
     )
@@ -209,7 +221,10 @@ def versions() -> dict[str, str]:
 
 
 def environment() -> dict[str, str]:
-    """The environment of the processes: images get through, and nobody else hears them. The user's settings stay."""
+    """The environment of the processes: images get through, and nobody else hears them.
+
+    The user's settings stay, but for the domain: the one that ``ROS_DOMAIN_ID`` names may hold somebody's robot.
+    """
     env = dict(os.environ)
     package = Path(__file__).resolve().parent
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(package.parent), env.get("PYTHONPATH"))))
@@ -222,8 +237,7 @@ def environment() -> dict[str, str]:
         env.setdefault("ROS_LOCALHOST_ONLY", "1")
     elif env.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST") == "LOCALHOST":
         env.pop("ROS_LOCALHOST_ONLY", None)  # Humble's name for the same; where both are set, Jazzy warns
-    if "ROS_DOMAIN_ID" not in env:
-        env["ROS_DOMAIN_ID"] = str(free_domain())
+    env["ROS_DOMAIN_ID"] = str(free_domain())
     return env
 
 
@@ -240,7 +254,7 @@ def free_domain() -> int:
             except OSError:
                 continue
             return domain
-    raise DemoFailed("all ROS domains are in use: set ROS_DOMAIN_ID to the one to share")
+    raise DemoFailed("all ROS domains of this machine are in use")
 
 
 def _config_folder() -> Path:
@@ -255,6 +269,11 @@ def _config_folder() -> Path:
         return source
 
 
+def remappings(namespace: str) -> list[str]:
+    """Arguments that put a node and all its topics, /diagnostics too, into `namespace`."""
+    return ["-r", f"__ns:={namespace}", "-r", f"/diagnostics:={namespace}/diagnostics"]
+
+
 class Process:
     """A node in a process of its own, with a log file.
 
@@ -263,12 +282,15 @@ class Process:
         parameters: ROS parameters.
         folder: for the log.
         env: environment.
+        namespace: of the node.
     """
 
-    def __init__(self, name: str, parameters: dict[str, Any], folder: Path, env: dict[str, str]) -> None:
+    def __init__(
+        self, name: str, parameters: dict[str, Any], folder: Path, env: dict[str, str], namespace: str
+    ) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
-        command = [sys.executable, "-m", f"tracker_ros.ros.{name}", "--ros-args"]
+        command = [sys.executable, "-m", f"tracker_ros.ros.{name}", "--ros-args", *remappings(namespace)]
         for key, value in parameters.items():
             # JSON is YAML: strings stay strings whatever is in them
             command += ["-p", f"{key}:={json.dumps(value)}"]
@@ -385,29 +407,31 @@ def perform(plan: Plan) -> tuple[dict[str, Any], bool]:
     """
     out = plan.out.expanduser().resolve()
     logs = out / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    for path in (*(out / name for name in _PRODUCTS), *logs.glob("*.log")):
-        path.unlink(missing_ok=True)
+    clear(out, _PRODUCTS)
+    logs.mkdir(exist_ok=True)
     env = environment()
+    # Nobody else knows this name, so whoever answers under it is one of ours, whatever else the domain holds.
+    namespace = f"/demo_{secrets.token_hex(4)}"
     for key in {*os.environ, *env}:  # what is done in this process must be in the same graph
         if key.startswith(("ROS_", "FASTRTPS_", "FASTDDS_")):
             if key in env:
                 os.environ[key] = env[key]
             else:
                 del os.environ[key]
-    print(f"ROS domain {env['ROS_DOMAIN_ID']}; logs in {logs}", flush=True)
+    print(f"ROS domain {env['ROS_DOMAIN_ID']}, namespace {namespace}; logs in {logs}", flush=True)
     processes: dict[str, Process] = {}
     try:
         with _terminated_as_interrupted():
             for name, parameters in _parameters(plan, out).items():
                 with _uninterrupted():
-                    processes[name] = Process(name, parameters, logs, env)
-            interrupted = _direct(plan, processes)
+                    processes[name] = Process(name, parameters, logs, env, namespace)
+            interrupted = _direct(plan, processes, namespace)
     finally:
         for process in processes.values():
             process.signal()
         for process in processes.values():
             process.stop()
+        note(out, _PRODUCTS)
     return _check_results(out, processes), interrupted
 
 
@@ -430,7 +454,7 @@ def _parameters(plan: Plan, out: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _direct(plan: Plan, processes: dict[str, Process]) -> bool:
+def _direct(plan: Plan, processes: dict[str, Process], namespace: str) -> bool:
     from tracker_ros.ros.director import DirectionFailed, Director
 
     source, recorder = processes[plan.source], processes["recorder"]
@@ -443,7 +467,7 @@ def _direct(plan: Plan, processes: dict[str, Process]) -> bool:
                 raise DemoFailed(f"{process.name} ended with code {process.code}; its last words:\n{process.tail()}")
 
     try:
-        with Director(check, plan.source) as director:
+        with Director(check, plan.source, remappings(namespace)) as director:
             print(f"starting {', '.join(processes)}", flush=True)
             director.wait_until_ready(START_TIMEOUT)
             stamp = director.first_image()

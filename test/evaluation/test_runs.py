@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from tracker_ros import registry
-from tracker_ros.evaluation.runs import Protocol, run_all, track_sequence
+from tracker_ros.evaluation.metrics import evaluate
+from tracker_ros.evaluation.runs import Protocol, run_all, track_sequence, track_supervised
 from tracker_ros.evaluation.sequences import InvalidSequence, Sequence, load_sequence
 from tracker_ros.evaluation.specs import TrackerSpec, parse_specs
 from tracker_ros.geometry.boxes import Box
@@ -236,3 +238,76 @@ def test_wrong_specs_are_named(labels: list[str], settings: list[str], words: st
 def test_unknown_trackers_are_named() -> None:
     with pytest.raises(UnknownTracker, match="did you mean 'kcf'"):
         parse_specs(["kfc"])
+
+
+def test_a_frame_that_cannot_be_read_is_one_that_was_not_looked_at(ten_frames: Sequence) -> None:
+    paths = ten_frames.images.paths
+    paths[3].write_text("no picture")
+    paths[7].write_bytes(paths[7].read_bytes()[:-20])
+    paths[8].unlink()
+    for run in (track_sequence, partial(track_sequence, realtime=30), track_supervised):
+        tracker = Teller(clock := Clock())
+        track = run(tracker, ten_frames, clock=clock)
+        assert [n for n in range(1, 10) if n not in tracker.seen] == [3, 7, 8]
+        assert np.isnan(track.seconds).nonzero()[0].tolist() == [3, 7, 8]
+        assert len(track.problems) == 3
+        assert all(path.name in problem for path, problem in zip(paths[3:9:4], track.problems, strict=False))
+        held = track.boxes[[3, 7, 8], 0]
+        assert np.isnan(held).all() if run is track_supervised else held.tolist() == [2, 6, 6]
+
+
+def test_a_tracker_that_fails_leaves_the_other_results(ten_frames: Sequence, make_sequence, tmp_path: Path) -> None:
+    make_sequence("late", ["500,10,8,8"] * 3)
+    broken = load_sequence(tmp_path / "late")
+    problems: list[str] = []
+    (spec,) = parse_specs(["kcf"])
+    for jobs in (1, 2):
+        problems.clear()
+        tracks = run_all([spec], [broken, ten_frames], on_problem=problems.append, jobs=jobs)
+        assert list(tracks["kcf"]) == ["ten"]
+        assert len(problems) == 1
+        assert "kcf failed on sequence 'late'" in problems[0]
+        assert "outside the image" in problems[0]
+    with pytest.raises(InvalidSequence, match="outside the image"):
+        run_all([spec], [broken, ten_frames])
+
+
+def test_problems_are_kept_with_results(ten_frames: Sequence, tmp_path: Path) -> None:
+    ten_frames.images.paths[4].write_text("no picture")
+    (spec,) = parse_specs(["kcf"])
+    first: list[str] = []
+    again: list[str] = []
+    run_all([spec], [ten_frames], out=tmp_path / "out", on_problem=first.append)
+    run_all([spec], [ten_frames], out=tmp_path / "out", resume=True, on_problem=again.append)
+    assert first == again
+    assert len(first) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("csrt", (640, 480)), ("csrt", (160, 120)), ("csrt", (320, 120)), ("kcf", (640, 480)), ("dimp18", (200, 150))],
+)
+def test_images_may_change_their_size(make_sequence, tmp_path: Path, name: str, size: tuple[int, int]) -> None:
+    """A camera that switches its mode: the box follows in pixels of each image."""
+    random = np.random.RandomState(0)
+    ground = cv2.resize(random.randint(90, 130, (6, 8, 3)).astype(np.uint8), (320, 240))
+    patch = cv2.resize(random.randint(0, 255, (8, 8, 3)).astype(np.uint8), (64, 64), interpolation=cv2.INTER_CUBIC)
+    sx, sy = size[0] / 320, size[1] / 240
+    scales = [(1, 1)] * 3 + [(sx, sy)] * 3 + [(1, 1)] * 2
+    rows = []
+    for i, (x, y) in enumerate(scales):
+        rows.append(f"{(200 + 2 * i) * x},{150 * y},{64 * x},{64 * y}")
+    folder = make_sequence("modes", rows)
+    for i, (path, (x, y)) in enumerate(zip(sorted((folder / "img").iterdir()), scales, strict=True)):
+        frame = ground.copy()
+        frame[150:214, 200 + 2 * i : 264 + 2 * i] = patch
+        cv2.imwrite(str(path), cv2.resize(frame, None, fx=x, fy=y))
+    sequence = load_sequence(folder)
+    tracks = run_all(parse_specs([name]), [sequence], out=tmp_path / "out")
+    track = tracks[name]["modes"]
+    assert evaluate(track.boxes, sequence.truth, track.size).ao > 0.6
+    assert track.size[4].tolist() == list(size)
+    again = run_all(parse_specs([name]), [sequence], out=tmp_path / "out", resume=True)[name]["modes"]
+    np.testing.assert_array_equal(again.size, track.size)
+    supervised = Protocol("vot").run(registry.create(name), sequence)
+    assert supervised.failures == ()

@@ -104,7 +104,7 @@ def test_levels_without_fusion_weights_are_averaged() -> None:
 
 @pytest.mark.parametrize("content", [None, [], {}, {"state_dict": {}}, {"state_dict": {"a": 1}}, {1: torch.ones(1)}])
 def test_what_is_not_a_state_dict_is_refused(content: Any) -> None:
-    for name, convert in CONVERTERS.items():
+    for convert in CONVERTERS.values():
         with pytest.raises(WeightsError, match="no state dict"):
             convert(content)
         with pytest.raises(WeightsError, match="not one of"):

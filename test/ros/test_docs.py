@@ -14,8 +14,8 @@ pytest.importorskip("vision_msgs", reason="needs vision_msgs (`make setup` gets 
 pytest.importorskip("tracker_ros_interfaces.msg", reason="needs tracker_ros_interfaces (`make setup` builds it)")
 
 from documented import ROOT, Command, commands
-from tracker_ros.trackers.registry import DEFAULT
 
+from tracker_ros.registry import DEFAULT
 from tracker_ros.ros import parameters, recorder, simulated_camera, source, video_source
 
 from .graph import Graph

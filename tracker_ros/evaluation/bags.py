@@ -20,8 +20,9 @@ import numpy as np
 
 from tracker_ros.evaluation.sequences import InvalidSequence
 from tracker_ros.evaluation.sequences import Sequence as FrameSequence
+from tracker_ros.files import plain
 from tracker_ros.geometry.boxes import Box
-from tracker_ros.images import from_message
+from tracker_ros.images import GreyScale, from_message
 from tracker_ros.trackers.base import Frame
 
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
@@ -39,6 +40,7 @@ class BagImages:
     def __init__(self, path: Path, topic: str, times: Sequence[int], skip: int = 0) -> None:
         """Take the images of `topic`, recorded at `times` (nanoseconds, ascending), but for the first `skip`."""
         self.path, self.topic, self.times, self.skip = path, topic, tuple(times), skip
+        self.scale = GreyScale()
         self._next = -1
         self._messages: Iterator[Any] = iter(())
 
@@ -46,6 +48,8 @@ class BagImages:
         return len(self.times) - self.skip
 
     def __getitem__(self, index: int) -> Frame:
+        if index and not self.scale.pictures:
+            self[0]  # The first image sets the grey scale of them all.
         if index != self._next:
             self._messages = self._read(index + self.skip)
         message = next(self._messages, None)
@@ -53,7 +57,7 @@ class BagImages:
             raise InvalidSequence(f"'{self.path}' ends before image {index} of '{self.topic}'; did it change?")
         self._next = index + 1
         try:
-            return from_message(message)
+            return from_message(message, self.scale)
         except ValueError as error:
             raise InvalidSequence(f"image {index} of '{self.topic}' in '{self.path}': {error}") from error
 
@@ -127,7 +131,9 @@ def load_bag(
         )
     first = int(np.flatnonzero(~np.isnan(truth[:, 0]))[0])
     images = BagImages(path, image_topic, times, skip=first)
-    return FrameSequence(path.stem, images, truth[first:], known=box is None, stamps=tuple(stamps[first:]))
+    return FrameSequence(
+        plain(path.stem), images, truth[first:], known=box is None, stamps=tuple(stamps[first:]), sources=(path,)
+    )
 
 
 def _row(bbox: Any, where: str) -> tuple[float, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from tracker_ros.evaluation import report as reports
 from tracker_ros.evaluation.bags import is_bag, load_bag
 from tracker_ros.evaluation.flights import load_flights
 from tracker_ros.evaluation.runs import PROTOCOLS, Protocol, run_all
-from tracker_ros.evaluation.sequences import STARTS, Sequence, find_sequences, with_starts
+from tracker_ros.evaluation.sequences import STARTS, Sequence, check_start, find_sequences, with_starts
 from tracker_ros.evaluation.specs import TrackerSpec, parse_specs
 from tracker_ros.evaluation.stills import HELD_OUT_EVERY, load_stills
+from tracker_ros.files import refuse_overwriting
 from tracker_ros.geometry.boxes import Box
 
 
@@ -86,12 +88,20 @@ def run(args: argparse.Namespace) -> int:
     if args.starts > 1 and protocol.name != "ope":
         raise ValueError("--starts goes with the protocol 'ope' only: with vot, failures bring new starts")
     specs = parse_specs(args.tracker, args.settings, args.device)
-    sequences = [start for sequence in load_sequences(args) for start in with_starts(sequence, args.starts)]
+    problems: list[str] = []
+
+    def on_problem(text: str) -> None:
+        problems.append(text)
+        tqdm.write(f"tracker_ros evaluate: warning: {text}", file=sys.stderr)
+
+    loaded = load_sequences(args, on_problem)
+    sequences = [start for sequence in loaded for start in with_starts(sequence, args.starts)]
+    written = [args.out, args.out / "results", args.out / "strips"]
+    refuse_overwriting(written, {path for sequence in sequences for path in sequence.sources})
     if args.calibrate:
-        return _calibrate(args, specs, sequences)
-    known = all(sequence.known for sequence in sequences)
-    if not known and protocol.name == "vot":
-        raise ValueError("--protocol vot needs the truth, to see failures; give --truth-topic")
+        return _calibrate(args, specs, _with_truth(sequences, "--calibrate", on_problem))
+    if protocol.name == "vot":
+        sequences = _with_truth(sequences, "--protocol vot", on_problem)
     # One that can't be built should say so now, not after the others have run.
     built = {spec.label: {"device": spec.create().device, "files": spec.files} for spec in specs}
     with _bar(len(specs) * sum(len(s) for s in sequences)) as bar:
@@ -102,22 +112,29 @@ def run(args: argparse.Namespace) -> int:
 
         tracks = run_all(
             specs, sequences, protocol=protocol, out=args.out / "results", resume=args.resume, jobs=args.jobs,
-            on_frames=on_frames,
+            on_frames=on_frames, on_problem=on_problem,
         )  # fmt: skip
-    if not known:
-        print(f"no truth to measure against; what the trackers said: {args.out / 'results'}")
-        return 0
-    report = reports.summarize(tracks, sequences, protocol)
+    if not any(tracks.values()):
+        raise ValueError("no tracker got through any sequence; the warnings above say why")
+    known = [sequence for sequence in sequences if sequence.known]
+    if len(known) < len(sequences):
+        names = ", ".join(sequence.name for sequence in sequences if not sequence.known)
+        print(f"no truth to measure against ({names}); what the trackers said: {args.out / 'results'}")
+    # Trackers are compared on the same sequences; one that failed on all of them is left out instead.
+    tracks = {label: own for label, own in tracks.items() if own}
+    measured = [s for s in known if all(s.name in own for own in tracks.values())]
+    if not measured:
+        return 2 if known else 0
+    report = reports.summarize(tracks, measured, protocol)
+    report["problems"] = problems
     report["origin"] = provenance.describe(args.command_line, built)
-    reports.write(args.out, report, tracks, sequences, strips=not args.no_strips)
+    reports.write(args.out, report, tracks, measured, strips=not args.no_strips)
     print(reports.table(report))
     print(f"\nreport, plots and results: {args.out}")
     return 0
 
 
 def _calibrate(args: argparse.Namespace, specs: list[TrackerSpec], sequences: list[Sequence]) -> int:
-    if not all(sequence.known for sequence in sequences):
-        raise ValueError("--calibrate needs the truth; give --truth-topic")
     if args.protocol != "ope" or args.realtime is not None or args.jobs != 1 or args.resume:
         raise ValueError("--calibrate goes without --protocol, --realtime, --jobs and --resume")
     built = {spec.label: {"device": spec.create().device, "files": spec.files} for spec in specs}
@@ -143,8 +160,19 @@ def _bar(frames: int) -> Any:
     return tqdm(total=frames, unit="frame", smoothing=0.05, mininterval=0.1 if sys.stderr.isatty() else 10.0)
 
 
-def load_sequences(args: argparse.Namespace) -> list[Sequence]:
-    """The sequences that the arguments name.
+def _with_truth(sequences: list[Sequence], what: str, on_problem: Callable[[str], object]) -> list[Sequence]:
+    """Those whose truth is known."""
+    known = [sequence for sequence in sequences if sequence.known]
+    if not known:
+        raise ValueError(f"{what} needs the truth, to see failures; give --truth-topic")
+    for sequence in sequences:
+        if not sequence.known:
+            on_problem(f"sequence '{sequence.name}' has no truth but its first box, and is left out")
+    return known
+
+
+def load_sequences(args: argparse.Namespace, on_problem: Callable[[str], object] | None = None) -> list[Sequence]:
+    """The sequences that the arguments name; `on_problem` is called with what is wrong with those that are left out.
 
     Raises:
         ValueError: none, or options that do not go with what they name.
@@ -153,7 +181,7 @@ def load_sequences(args: argparse.Namespace) -> list[Sequence]:
     if args.stills is not None:
         made += load_stills(args.stills, args.clips, first=args.first_still, seed=args.seed)
     if args.sequences is not None:
-        return [*_read_sequences(args), *made]
+        return [*_read_sequences(args, on_problem), *made]
     if not made:
         raise ValueError("nothing to run over: give --sequences, --flights or --stills")
     for name in ("image_topic", "truth_topic", "box", "only", "exclude", "one_based"):
@@ -162,15 +190,17 @@ def load_sequences(args: argparse.Namespace) -> list[Sequence]:
     return made
 
 
-def _read_sequences(args: argparse.Namespace) -> list[Sequence]:
+def _read_sequences(args: argparse.Namespace, on_problem: Callable[[str], object] | None) -> list[Sequence]:
     if is_bag(args.sequences):
         box = None if args.box is None else _box(args.box)
         topics = {"image_topic": args.image_topic, "truth_topic": args.truth_topic}
-        return [load_bag(args.sequences, box=box, **topics)]
+        sequence = load_bag(args.sequences, box=box, **topics)
+        check_start(sequence)
+        return [sequence]
     for name in ("image_topic", "truth_topic", "box"):
         if getattr(args, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} goes with a rosbag2 only; '{args.sequences}' is none")
-    return find_sequences(args.sequences, args.only, args.exclude, one_based=args.one_based)
+    return find_sequences(args.sequences, args.only, args.exclude, one_based=args.one_based, on_problem=on_problem)
 
 
 def _box(text: str) -> Box:

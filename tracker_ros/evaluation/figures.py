@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tracker_ros import registry
 from tracker_ros.evaluation.report import finite
 from tracker_ros.evaluation.sequences import START_MARK
 from tracker_ros.evaluation.specs import TrackerSpec
-from tracker_ros.trackers import registry
 
 #: What is kept of each tracker of a report: name -> where the report has it.
 MEASURES = {

@@ -16,6 +16,8 @@ from tracker_ros.geometry.boxes import pairwise_iou
 from tracker_ros.trackers.base import TrackState
 
 Array = NDArray[np.float64]
+#: Width and height of all images in pixels, or Nx2 where they differ.
+Sizes = tuple[int, int] | Array
 
 #: Overlaps at which the success curve is taken (Wu et al., "Online object tracking: a benchmark", CVPR 2013).
 SUCCESS_THRESHOLDS: Array = np.linspace(0, 1, 21)
@@ -31,8 +33,8 @@ def overlaps(boxes: Array, truth: Array) -> Array:
     return np.clip(pairwise_iou(boxes[present], truth[present]), 0, 1)
 
 
-def visible_overlaps(boxes: Array, truth: Array, size: tuple[int, int]) -> Array:
-    """IoU of the parts of matching rows inside an image of `size` (width, height), as VOT measures.
+def visible_overlaps(boxes: Array, truth: Array, size: Sizes) -> Array:
+    """IoU of the parts of matching rows inside an image of `size`, as VOT measures.
 
     Returns:
         N values in ``[0, 1]``; NaN where a row has a NaN.
@@ -102,19 +104,20 @@ class Scores:
     normalized_precisions: Array
 
 
-def evaluate(boxes: Array, truth: Array, size: tuple[int, int]) -> Scores:
+def evaluate(boxes: Array, truth: Array, size: Sizes) -> Scores:
     """All measures of one sequence.
 
     Args:
         boxes: Nx4, what the tracker said; the first row is the box that it was given, and counts (as in OTB).
         truth: Nx4, NaN rows where the target is absent; the first row is not.
-        size: width and height of the images in pixels.
+        size: of the images.
     """
     ious = overlaps(boxes, truth)
     precisions = precision_curve(center_errors(boxes, truth))
     normalized = precision_curve(center_errors(boxes, truth, normalized=True), NORMALIZED_THRESHOLDS)
     success = success_curve(ious)
-    later = overlaps(clip(boxes[1:], size), clip(truth[1:], size))
+    bounds = np.broadcast_to(np.array(size, np.float64), (len(boxes), 2))
+    later = overlaps(clip(boxes[1:], bounds[1:]), clip(truth[1:], bounds[1:]))
     return Scores(
         frames=len(ious),
         auc=float(success.mean()),
@@ -132,8 +135,8 @@ def evaluate(boxes: Array, truth: Array, size: tuple[int, int]) -> Scores:
     )
 
 
-def clip(boxes: Array, size: tuple[int, int]) -> Array:
-    """The parts of Nx4 boxes inside an image of `size` (width, height); NaN rows stay."""
+def clip(boxes: Array, size: Sizes) -> Array:
+    """The parts of Nx4 boxes inside an image of `size`; NaN rows stay."""
     bounds = np.array(size, np.float64)
     corner = np.clip(boxes[:, :2], 0, bounds)
     # As the GOT-10k toolkit does: the corner moves in, the size stays unless it reaches beyond the border.

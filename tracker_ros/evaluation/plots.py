@@ -141,7 +141,10 @@ def draw_strip(
     """
     tiles = []
     for index in np.unique(np.linspace(0, len(sequence) - 1, count).round().astype(int)):
-        frame = sequence.frame(int(index))
+        try:
+            frame = sequence.frame(int(index))
+        except seq.InvalidSequence:
+            frame = np.full((height, height, 3), 40, np.uint8)  # It can't be read.
         scale = height / frame.shape[0]
         tile = cv2.resize(frame, (max(1, round(frame.shape[1] * scale)), height), interpolation=cv2.INTER_AREA)
         _box(tile, sequence.truth[index] * scale, (255, 255, 255))

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +16,7 @@ from tracker_ros.evaluation import metrics, provenance, vot
 from tracker_ros.evaluation import sequences as seq
 from tracker_ros.evaluation.plots import draw_bars, draw_curves, draw_strip
 from tracker_ros.evaluation.runs import ONE_PASS, Protocol, Track
+from tracker_ros.images import write_file
 
 #: Measures that are averaged over the sequences.
 MEASURES = ("auc", "auc_later", "precision", "normalized_precision", "op50", "op75")
@@ -204,6 +204,8 @@ def table(report: Mapping[str, Any], *, per_sequence: bool = True) -> str:
             row = (cell.rjust(column) for cell, column in zip(cells, widths, strict=True))
             lines.append(name.ljust(name_width) + "".join(row))
     lines += ["", _LEGENDS[report["protocol"]]]
+    if report.get("problems"):
+        lines += ["", f"{len(report['problems'])} problems, with frames and sequences left out:", *report["problems"]]
     if report["realtime"]:
         lines += ["", f"against the clock: frames came at {report['realtime']:g} Hz"]
     if "origin" in report:
@@ -258,16 +260,16 @@ def write(
     out.mkdir(parents=True, exist_ok=True)
     files = [out / "report.json", out / "report.txt"]
     files[0].write_text(json.dumps(finite(report), indent=1) + "\n")
-    files[1].write_text(table(report) + "\n")
+    files[1].write_text(table(report) + "\n", errors="backslashreplace")
     for name, picture in plots(report).items():
         files.append(out / f"{name}.png")
-        cv2.imwrite(str(files[-1]), picture)
+        write_file(files[-1], picture)
     if strips:
         (out / "strips").mkdir(exist_ok=True)
         tracks = {label: tracks[label] for label, _ in _ranked(report)}  # for the colours that the plots give them
         for s in sequences:
             files.append(out / "strips" / f"{s.name}.jpg")
-            cv2.imwrite(str(files[-1]), draw_strip(s, {label: own[s.name].boxes for label, own in tracks.items()}))
+            write_file(files[-1], draw_strip(s, {label: own[s.name].boxes for label, own in tracks.items()}))
     return files
 
 

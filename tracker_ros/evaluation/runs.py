@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracker_ros.evaluation import sequences as seq
-from tracker_ros.evaluation.metrics import visible_overlaps
+from tracker_ros.evaluation.metrics import Sizes, visible_overlaps
 from tracker_ros.evaluation.process import set_seeds, set_threads, synchronize
 from tracker_ros.evaluation.specs import TrackerSpec
 from tracker_ros.geometry.boxes import Box, InvalidBox, validate_init_box
-from tracker_ros.trackers.base import Estimate, Tracker, TrackState
+from tracker_ros.trackers.base import Estimate, Frame, Tracker, TrackState
 
 Array = NDArray[np.float64]
 
@@ -48,20 +49,22 @@ class Track:
         scores: N values in ``[0, 1]``; NaN where there is no box.
         states: N values of `TrackState`; IDLE where there is no box.
         seconds: N processing times; NaN for frames that it did not look at. Where it was started, the initialisation.
-        size: width and height of the images in pixels.
+        size: width and height of the images in pixels; Nx2 where it changes.
         starts: frames on which it was started.
         failures: frames on which it lost the target, by the VOT protocol.
         cues: the named numbers that the states were decided on, N values each (NaN where there is none).
+        problems: what was wrong with frames that could not be read; the tracker did not see them.
     """
 
     boxes: Array
     scores: Array
     states: NDArray[np.int64]
     seconds: Array
-    size: tuple[int, int]
+    size: Sizes
     starts: tuple[int, ...] = (0,)
     failures: tuple[int, ...] = ()
     cues: dict[str, Array] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def track_sequence(
     clock: Callable[[], float] = time.perf_counter,
     on_frame: Callable[[], object] = lambda: None,
 ) -> Track:
-    """Run `tracker` over `sequence` once.
+    """Run `tracker` over `sequence` once. A frame that can't be read counts as one that the tracker skipped.
 
     Args:
         tracker: any tracker.
@@ -138,6 +141,7 @@ def track_sequence(
     tracker.initialize(first, sequence.first_box)
     synchronize(tracker)
     seconds[0] = clock() - begin
+    said.saw(0, first)
     said.start(0, sequence.first_box)
     on_frame()
 
@@ -148,7 +152,11 @@ def track_sequence(
             on_frame()
         if index >= count:
             break
-        frame = sequence.frame(index)
+        done = index
+        on_frame()
+        frame = said.read(sequence, index)
+        if frame is None:
+            continue
         begin = clock()
         estimate = tracker.track(frame)
         seconds[index] = clock() - begin
@@ -156,14 +164,14 @@ def track_sequence(
         shown = index if realtime is None else max(index, math.ceil(now * realtime - 1e-9) - 1)
         if shown < count:
             said.take(shown, estimate)
-        done = index
-        on_frame()
 
     # Until the next answer is ready, the last one stands.
     latest = np.maximum.accumulate(np.where(np.isnan(said.boxes[:, 0]), 0, np.arange(count)))
-    size = first.shape[1], first.shape[0]
     cues = {name: values[latest] for name, values in said.cues.items()}
-    return Track(said.boxes[latest], said.scores[latest], said.states[latest], seconds, size, cues=cues)
+    return Track(
+        said.boxes[latest], said.scores[latest], said.states[latest], seconds, said.size, cues=cues,
+        problems=tuple(said.problems),
+    )  # fmt: skip
 
 
 def track_supervised(
@@ -178,7 +186,7 @@ def track_supervised(
 
     A failure is a frame in which its box and the true one do not overlap inside the image. The next start is
     `RESTART_AFTER` frames later, or on the first frame after that whose true box a track can start on. A frame without
-    truth is no failure. Whether the tracker calls itself LOST plays no part.
+    truth is no failure, nor is one that can't be read. Whether the tracker calls itself LOST plays no part.
 
     Args:
         tracker: any tracker.
@@ -193,11 +201,14 @@ def track_supervised(
     said = _Said(count)
     starts: list[int] = []
     failures: list[int] = []
-    size = (0, 0)
     running, earliest = False, 0
     for index in range(count):
+        on_frame()
+        frame = said.read(sequence, index) if running or index >= earliest else None
+        if frame is None:
+            continue
+        size = frame.shape[1], frame.shape[0]
         if running:
-            frame = sequence.frame(index)
             begin = clock()
             estimate = tracker.track(frame)
             seconds[index] = clock() - begin
@@ -205,9 +216,7 @@ def track_supervised(
             if visible_overlaps(said.boxes[[index]], sequence.truth[[index]], size)[0] == 0:
                 failures.append(index)
                 running, earliest = False, index + RESTART_AFTER
-        elif index >= earliest:
-            frame = sequence.frame(index)
-            size = frame.shape[1], frame.shape[0]
+        else:
             box = Box(*(float(v) for v in sequence.truth[index]))
             # The first box must do; if a later one does not, the next one may.
             if index == 0 or can_start(box, size):
@@ -218,8 +227,10 @@ def track_supervised(
                 said.start(index, box)
                 starts.append(index)
                 running = True
-        on_frame()
-    return Track(said.boxes, said.scores, said.states, seconds, size, tuple(starts), tuple(failures), said.cues)
+    return Track(
+        said.boxes, said.scores, said.states, seconds, said.size, tuple(starts), tuple(failures), said.cues,
+        tuple(said.problems),
+    )  # fmt: skip
 
 
 class _Said:
@@ -230,6 +241,31 @@ class _Said:
         self.scores = np.full(count, np.nan)
         self.states = np.full(count, int(TrackState.IDLE), np.int64)
         self.cues: dict[str, Array] = {}
+        self.problems: list[str] = []
+        self._sizes = np.full((count, 2), np.nan)
+
+    def read(self, sequence: seq.Sequence, index: int) -> Frame | None:
+        """A frame of the sequence; None where it can't be read, but for the first, without which there is no track."""
+        try:
+            frame = sequence.frame(index)
+        except seq.InvalidSequence as error:
+            if index == 0:
+                raise
+            self.problems.append(str(error))
+            return None
+        self.saw(index, frame)
+        return frame
+
+    def saw(self, index: int, frame: Frame) -> None:
+        self._sizes[index] = frame.shape[1], frame.shape[0]
+
+    @property
+    def size(self) -> Sizes:
+        """`Track.size`: frames that nobody looked at have the size of the one before."""
+        known = ~np.isnan(self._sizes[:, 0])
+        if (self._sizes[known] == self._sizes[0]).all():
+            return int(self._sizes[0, 0]), int(self._sizes[0, 1])
+        return self._sizes[np.maximum.accumulate(np.where(known, np.arange(len(known)), 0))]
 
     def start(self, index: int, box: Box) -> None:
         self.boxes[index], self.scores[index], self.states[index] = box, 1.0, int(TrackState.TRACKING)
@@ -264,6 +300,7 @@ def run_all(
     resume: bool = False,
     jobs: int = 1,
     on_frames: Callable[[str, int], object] = lambda label, frames: None,
+    on_problem: Callable[[str], object] | None = None,
 ) -> dict[str, dict[str, Track]]:
     """Run several trackers over the same sequences.
 
@@ -275,10 +312,19 @@ def run_all(
         resume: take the results that lie in `out` already, if they were made under the same conditions.
         jobs: number of processes; timings are only meaningful with one.
         on_frames: called with a tracker's label and a number of frames that were finished.
+        on_problem: called with what went wrong: a frame that can't be read, or a tracker's failure on a sequence, whose
+            track is missing then; None: the first failure is raised.
 
     Returns:
         Tracks by the tracker's label and the sequence's name.
     """
+    told: set[str] = set()
+
+    def tell(problem: str) -> None:
+        if on_problem is not None and problem not in told:
+            told.add(problem)
+            on_problem(problem)
+
     found: dict[str, dict[str, Track]] = {spec.label: {} for spec in specs}
     todo: list[tuple[TrackerSpec, seq.Sequence]] = []
     for spec in specs:
@@ -289,11 +335,20 @@ def run_all(
             else:
                 found[spec.label][sequence.name] = track
                 on_frames(spec.label, len(sequence))
-    for spec, sequence, track in _run(todo, protocol, jobs, on_frames):
-        found[spec.label][sequence.name] = track
+    for spec, sequence, result in _run(todo, protocol, jobs, on_frames):
+        if isinstance(result, Exception):
+            if on_problem is None:
+                raise result
+            tell(f"{spec.label} failed on sequence '{sequence.name}': {result} ({type(result).__name__})")
+            continue
+        found[spec.label][sequence.name] = result
         if out is not None:
-            _save(out, spec, sequence, protocol, track)
-    return {label: {s.name: tracks[s.name] for s in sequences} for label, tracks in found.items()}
+            _save(out, spec, sequence, protocol, result)
+    for tracks in found.values():
+        for track in tracks.values():
+            for problem in track.problems:
+                tell(problem)
+    return {label: {s.name: tracks[s.name] for s in sequences if s.name in tracks} for label, tracks in found.items()}
 
 
 def _run(
@@ -301,7 +356,8 @@ def _run(
     protocol: Protocol,
     jobs: int,
     on_frames: Callable[[str, int], object],
-) -> Iterator[tuple[TrackerSpec, seq.Sequence, Track]]:
+) -> Iterator[tuple[TrackerSpec, seq.Sequence, Track | Exception]]:
+    """The tracks, or what went wrong."""
     if jobs > 1:
         # Spawned, since a process with threads of torch or OpenCV must not be forked.
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
@@ -309,7 +365,7 @@ def _run(
             for future in as_completed(waiting):
                 spec, sequence = waiting[future]
                 on_frames(spec.label, len(sequence))
-                yield spec, sequence, future.result()
+                yield spec, sequence, _outcome(future.result)
         return
     tracker, label = None, None
     for spec, sequence in todo:
@@ -320,7 +376,14 @@ def _run(
         def on_frame(label: str = spec.label) -> None:
             on_frames(label, 1)
 
-        yield spec, sequence, protocol.run(tracker, sequence, on_frame)
+        yield spec, sequence, _outcome(partial(protocol.run, tracker, sequence, on_frame))
+
+
+def _outcome(run: Callable[[], Track]) -> Track | Exception:
+    try:
+        return run()
+    except Exception as error:
+        return error
 
 
 def _job(spec: TrackerSpec, sequence: seq.Sequence, protocol: Protocol) -> Track:
@@ -351,7 +414,7 @@ def _save(out: Path, spec: TrackerSpec, sequence: seq.Sequence, protocol: Protoc
     folder.mkdir(parents=True, exist_ok=True)
     data = {
         **_conditions(spec, sequence, protocol),
-        "size": list(track.size),
+        "size": np.asarray(track.size, int).tolist(),
         "starts": list(track.starts),
         "failures": list(track.failures),
         "boxes": [_rounded(row, 4) for row in track.boxes],
@@ -359,6 +422,7 @@ def _save(out: Path, spec: TrackerSpec, sequence: seq.Sequence, protocol: Protoc
         "states": track.states.tolist(),
         "seconds": _rounded(track.seconds, 6),
         "cues": {name: _rounded(values, 6) for name, values in track.cues.items()},
+        "problems": list(track.problems),
     }
     if sequence.stamps:
         data["stamps"] = list(sequence.stamps)
@@ -382,14 +446,16 @@ def _load(out: Path, spec: TrackerSpec, sequence: seq.Sequence, protocol: Protoc
     data = json.loads(path.read_text())
     if any(data.get(key) != value for key, value in _conditions(spec, sequence, protocol).items()):
         return None
+    size = data["size"]
     # NumPy reads None as NaN.
     return Track(
         np.array(data["boxes"], np.float64),
         np.array(data["scores"], np.float64),
         np.array(data["states"], np.int64),
         np.array(data["seconds"], np.float64),
-        (int(data["size"][0]), int(data["size"][1])),
+        np.array(size, np.float64) if isinstance(size[0], list) else (int(size[0]), int(size[1])),
         tuple(data["starts"]),
         tuple(data["failures"]),
         {name: np.array(values, np.float64) for name, values in data.get("cues", {}).items()},
+        tuple(data.get("problems", ())),
     )

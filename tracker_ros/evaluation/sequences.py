@@ -7,30 +7,35 @@ Each sequence is a folder with its images in ``img/``, in ``color/`` or beside t
 
 UAV123 keeps its truth apart: images in ``data_seq/**/<name>/``, boxes in ``anno/**/<name>.txt``.
 
-A row is ``x, y, w, h`` in pixels, separated by commas, tabs or blanks. The target is absent where a row has a NaN or
-no area, where GOT-10k's ``absence.label`` says 1, or LaSOT's ``full_occlusion.txt`` or ``out_of_view.txt`` do.
+A row is ``x, y, w, h`` in pixels, separated by commas, tabs or blanks; VOT's masks stand for their bounding boxes. The
+target is absent where a row has a NaN or no area, where GOT-10k's ``absence.label`` says 1, or LaSOT's
+``full_occlusion.txt`` or ``out_of_view.txt`` do.
 """
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import fnmatch
 import itertools
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tracker_ros.files import plain
 from tracker_ros.geometry.boxes import Box, InvalidBox, validate_init_box
+from tracker_ros.images import GreyScale, InvalidImage, read_file
 from tracker_ros.trackers.base import Frame
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
-_TRUTH_NAMES = ("groundtruth.txt", "groundtruth_rect.txt")
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
+TRUTH_NAMES = ("groundtruth.txt", "groundtruth_rect.txt")
 _IMAGE_FOLDERS = ("img", "color")
 _ABSENCE_NAMES = ("absence.label", "full_occlusion.txt", "out_of_view.txt")
 
@@ -53,15 +58,18 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Frames that are image files, one a frame."""
+    """Frames that are image files, one a frame; the first one sets the grey scale of them all."""
 
     paths: tuple[Path, ...]
+    scale: GreyScale = field(default_factory=GreyScale, compare=False)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Frame:
-        return read_image(self.paths[index])
+        if index and not self.scale.pictures:
+            read_image(self.paths[0], self.scale)
+        return read_image(self.paths[index], self.scale)
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,7 @@ class Sequence:
         known: there is a truth to measure against.
         stamps: when the images were taken, in nanoseconds; empty where nothing tells.
         start: the box that trackers start on where it is not the first true one, see `with_starts`.
+        sources: files and folders that it is read from.
     """
 
     name: str
@@ -84,6 +93,7 @@ class Sequence:
     known: bool = True
     stamps: tuple[int, ...] = ()
     start: Box | None = None
+    sources: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -154,56 +164,143 @@ def with_starts(sequence: Sequence, count: int) -> list[Sequence]:
     return found
 
 
-def read_image(path: Path) -> Frame:
-    """Read an image file as HxWx3 uint8, BGR.
+def read_image(path: Path, scale: GreyScale | None = None) -> Frame:
+    """Read an image file as HxWx3 uint8, BGR; `scale` is that of the track, None for a picture that stands alone.
 
     Raises:
-        InvalidSequence: the file is no image.
+        InvalidSequence: see `images.read_file`.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise InvalidSequence(f"'{path}' can't be read as an image")
-    return image
+    try:
+        return read_file(path, scale or GreyScale())
+    except InvalidImage as error:
+        raise InvalidSequence(str(error)) from error
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The image files of a folder, in the order of the numbers in their names (``9.jpg`` before ``10.jpg``)."""
-    found = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
-    return sorted(found, key=lambda path: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", path.name)])
+    """The image files of a folder, in the order of the numbers in their names (``9.jpg`` before ``10.jpg``).
+
+    Files with a dot in front are none: what some systems leave beside a file they copy (``._9.jpg``) is no image.
+    """
+    found = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and _seen(path)]
+    return sorted((path for path in found if not path.is_dir()), key=_by_number)
+
+
+def _by_number(path: Path) -> tuple[list[str | int], str]:
+    parts = re.split(r"(\d+)", path.name)
+    return [int(part) if number % 2 else part for number, part in enumerate(parts)], path.name
+
+
+def _seen(path: Path) -> bool:
+    return not path.name.startswith(".")
+
+
+def image_folder(folder: Path) -> Path:
+    """Where the images of the sequence in `folder` are: ``img/``, ``color/`` or the folder itself."""
+    return next(filter(Path.is_dir, (folder / name for name in _IMAGE_FOLDERS)), folder)
+
+
+def truth_in(folder: Path) -> Path | None:
+    """The truth file of the sequence in `folder`."""
+    return next((folder / name for name in TRUTH_NAMES if (folder / name).is_file()), None)
+
+
+def read_text(path: Path) -> str:
+    """Read a text file in UTF-8, UTF-16 or Latin-1, with or without a byte-order mark.
+
+    Raises:
+        InvalidSequence: it can't be read, or is no text.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InvalidSequence(f"'{path}' can't be read: {error.strerror or error}") from error
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encodings: tuple[str, ...] = ("utf-16",)
+    elif b"\0" in content[:2]:
+        encodings = ("utf-16-le",) if content[:1] != b"\0" else ("utf-16-be",)
+    else:
+        encodings = ("utf-8", "latin-1")
+    for encoding in encodings:
+        with contextlib.suppress(UnicodeDecodeError):
+            text = content.decode(encoding)
+            if "\0" not in text:
+                return text.removeprefix("\ufeff")
+    raise InvalidSequence(f"'{path}' is no text file")
 
 
 def read_boxes(path: Path) -> NDArray[np.float64]:
     """Read a truth file: Nx4 float64 (x, y, w, h in pixels); rows of NaN where it has no box.
 
     Raises:
-        InvalidSequence: a row that is not 4 (box) or 8 (polygon) numbers.
+        InvalidSequence: it is no text, or has a row that is not 4 (box) or 8 (polygon) numbers, nor a mask of VOT.
     """
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line.strip():
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        row = line.strip()
+        if not row:
             continue
         try:
-            values = [float(v) for v in re.split(r"[,;\s]+", line.strip().strip(","))]
-        except ValueError:
-            raise InvalidSequence(f"'{path}' line {number}: '{line.strip()}' is not a row of numbers") from None
-        if len(values) == 8:
-            xs, ys = values[0::2], values[1::2]
-            values = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
-        if len(values) != 4:
-            raise InvalidSequence(
-                f"'{path}' line {number}: {len(values)} numbers; expected x, y, w, h or 8 for a polygon"
-            )
-        rows.append(values)
+            rows.append(_mask_box(row) if row.startswith("m") else _row_box(row))
+        except ValueError as error:
+            raise InvalidSequence(f"'{path}' line {number}: {error}") from None
     boxes = np.array(rows, np.float64).reshape(-1, 4)
     boxes[~np.isfinite(boxes).all(1) | (boxes[:, 2:] <= 0).any(1)] = np.nan
     return boxes
+
+
+def _row_box(row: str) -> list[float]:
+    """x, y, w, h of a row of 4 or 8 numbers, which commas, semicolons or blanks separate."""
+    if ";" in row and "," in row:
+        raise ValueError(f"'{plain(row[:80])}' has both commas and semicolons; expected one of them between numbers")
+    try:
+        values = [float(v) for v in re.split(r"\s*[,;]\s*|\s+", row.rstrip(",; \t"))]
+    except ValueError:
+        raise ValueError(f"'{plain(row[:80])}' is not a row of numbers") from None
+    if len(values) == 8:
+        xs, ys = values[0::2], values[1::2]
+        values = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+    if len(values) != 4:
+        raise ValueError(f"{len(values)} numbers; expected x, y, w, h or 8 for a polygon")
+    return values
+
+
+def _mask_box(row: str) -> list[float]:
+    """The bounding box of a mask as VOT writes it since 2020: ``m`` x, y, w, h and the lengths of runs of 0 and 1."""
+    try:
+        x, y, w, h, *runs = (int(v) for v in row[1:].rstrip(", \t").split(","))
+        if min(w, h, *runs, 0) < 0 or sum(runs) > w * h:
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"'{plain(row[:80])}' is not a mask: m, then x, y, w, h and the lengths of runs") from None
+    ends = np.cumsum([0, *runs])
+    left, top, right, bottom = w, h, 0, 0
+    for first, end in zip(ends[1::2], ends[2::2], strict=False):
+        if end > first:
+            last = int(end) - 1
+            several = last // w > int(first) // w
+            left = min(left, 0 if several else int(first) % w)
+            right = max(right, w if several else last % w + 1)
+            top, bottom = min(top, int(first) // w), max(bottom, last // w + 1)
+    if right <= left:
+        return [math.nan] * 4
+    return [float(x + left), float(y + top), float(right - left), float(bottom - top)]
+
+
+def _read_flags(path: Path) -> NDArray[np.bool_]:
+    """A file of numbers, of which those above 0 are True."""
+    text = read_text(path).strip().rstrip(",; \t")
+    try:
+        return np.array([float(v) for v in re.split(r"[,;\s]+", text)]) > 0
+    except ValueError as error:
+        raise InvalidSequence(f"'{path}' is not a list of numbers: {error}") from None
 
 
 def load_sequence(folder: Path, truth_file: Path | None = None, *, one_based: bool = False) -> Sequence:
     """Load the sequence in `folder`.
 
     Args:
-        folder: has the images, in itself, ``img/`` or ``color/``, and the truth file.
+        folder: has the images, in itself, ``img/`` or ``color/``, and the truth file. One with a single box for
+            several images says where to start, and nothing more (GOT-10k's test set): `Sequence.known` is False.
         truth_file: the truth file, where it lies elsewhere.
         one_based: the first pixel of the truth is 1, as in Matlab's data sets (OTB, UAV123).
 
@@ -212,36 +309,52 @@ def load_sequence(folder: Path, truth_file: Path | None = None, *, one_based: bo
     """
     if not folder.is_dir():
         raise InvalidSequence(f"there is no folder '{folder}'")
-    inner = (folder / name for name in _IMAGE_FOLDERS)
-    images = list_images(next(filter(Path.is_dir, inner), folder))
+    images = list_images(image_folder(folder))
     if not images:
         raise InvalidSequence(f"'{folder}' has no images ({', '.join(sorted(IMAGE_SUFFIXES))}), nor has its img/")
     if truth_file is None:
-        truth_file = _truth_in(folder)
+        truth_file = truth_in(folder)
     if truth_file is None:
-        raise InvalidSequence(f"'{folder}' has no {' or '.join(_TRUTH_NAMES)}")
+        raise InvalidSequence(f"'{folder}' has no {' or '.join(TRUTH_NAMES)}")
     truth = read_boxes(truth_file)
+    known = len(truth) != 1 or len(images) == 1
+    if not known:
+        truth = np.concatenate([truth, np.full((len(images) - 1, 4), np.nan)])
     if len(truth) != len(images):
         raise InvalidSequence(f"'{folder}' has {len(images)} images, but '{truth_file.name}' has {len(truth)} boxes")
-    for name in _ABSENCE_NAMES:
-        if (folder / name).is_file():
-            flags = np.array([float(v) for v in re.split(r"[,\s]+", (folder / name).read_text().strip())]) > 0
-            if len(flags) != len(truth):
-                raise InvalidSequence(f"'{folder / name}' has {len(flags)} flags for {len(truth)} frames")
-            truth[flags] = np.nan
+    for path in (folder / name for name in _ABSENCE_NAMES if known and (folder / name).is_file()):
+        flags = _read_flags(path)
+        if len(flags) != len(truth):
+            raise InvalidSequence(f"'{path}' has {len(flags)} flags for {len(truth)} frames")
+        truth[flags] = np.nan
     if np.isnan(truth[0]).any():
         raise InvalidSequence(f"'{truth_file}' has no box for the first frame, so no track can start")
     if one_based:
         truth[:, :2] -= 1
-    return Sequence(folder.name, ImageFiles(tuple(images)), truth)
+    sources = (folder, images[0].parent, truth_file)
+    return Sequence(plain(folder.resolve().name), ImageFiles(tuple(images)), truth, known, sources=sources)
 
 
-def _truth_in(folder: Path) -> Path | None:
-    return next((folder / name for name in _TRUTH_NAMES if (folder / name).is_file()), None)
+def check_start(sequence: Sequence) -> None:
+    """Read the first frame, and check that a track can start on the first box.
+
+    Raises:
+        InvalidSequence: it can't.
+    """
+    height, width = sequence.frame(0).shape[:2]
+    try:
+        validate_init_box(sequence.first_box, width, height)
+    except InvalidBox as error:
+        raise InvalidSequence(f"no track can start on sequence '{sequence.name}': {error}") from error
 
 
 def find_sequences(
-    root: Path, only: SequenceOf[str] = (), exclude: SequenceOf[str] = (), *, one_based: bool = False
+    root: Path,
+    only: SequenceOf[str] = (),
+    exclude: SequenceOf[str] = (),
+    *,
+    one_based: bool = False,
+    on_problem: Callable[[str], object] | None = None,
 ) -> list[Sequence]:
     """Load the sequences below `root`, sorted by name.
 
@@ -250,15 +363,17 @@ def find_sequences(
         only: shell patterns (``otb_*``) of which a name must match one; empty: all names.
         exclude: patterns of which a name may match none.
         one_based: see `load_sequence`.
+        on_problem: called with what is wrong with a sequence, which is left out; None: every one must do.
 
     Raises:
-        InvalidSequence: nothing found or nothing left, two of one name, or one of the sequences is broken.
+        InvalidSequence: nothing found or nothing left, two of one name, or sequences that are broken or on whose first
+            box no track can start; all of them are named.
     """
     if not root.is_dir():
         raise InvalidSequence(f"there is no folder '{root}'")
     found = dict(_candidates(root))
     if not found:
-        raise InvalidSequence(f"no folder below '{root}' has a {' or '.join(_TRUTH_NAMES)} (nor is it UAV123's root)")
+        raise InvalidSequence(f"no folder below '{root}' has a {' or '.join(TRUTH_NAMES)} (nor is it UAV123's root)")
     folders = [
         folder
         for folder in sorted(found, key=lambda folder: folder.name)
@@ -271,31 +386,55 @@ def find_sequences(
     for one, other in itertools.pairwise(folders):
         if one.name == other.name:
             raise InvalidSequence(f"'{one}' and '{other}' have one name; results need different ones")
-    return [load_sequence(folder, found[folder], one_based=one_based) for folder in folders]
+    sequences, problems = [], []
+    for folder in folders:
+        try:
+            if len(found[folder]) > 1:
+                names = " and ".join(f"'{path}'" for path in found[folder])
+                raise InvalidSequence(f"'{folder}' has several truth files: {names}; keep one of them")
+            sequence = load_sequence(folder, found[folder][0], one_based=one_based)
+            check_start(sequence)
+        except (InvalidSequence, OSError) as error:
+            problems.append(str(error))
+        else:
+            sequences.append(sequence)
+    if problems and (on_problem is None or not sequences):
+        more = f"\n{len(problems)} of {len(folders)} sequences can't be used" if len(folders) > 1 else ""
+        raise InvalidSequence("\n".join(problems) + more)
+    for problem in problems:
+        if on_problem is not None:
+            on_problem(problem)
+    return sequences
 
 
 def _matches(name: str, patterns: SequenceOf[str]) -> bool:
     return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
-def _candidates(root: Path) -> Iterator[tuple[Path, Path]]:
-    """Folders that look like sequences, with their truth files."""
+def _candidates(root: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Folders that look like sequences, with the truth files that may be theirs."""
     annotations = root / "anno"
-    if annotations.is_dir():
-        truths = {path.stem: path for path in annotations.rglob("*.txt")}
-        for folder in (root / "data_seq").rglob("*"):
-            if folder.is_dir() and folder.name in truths:
-                yield folder, truths[folder.name]
+    if not annotations.is_dir():
+        yield from _folders_with_truth(root, 2)
         return
-    yield from _folders_with_truth(root, 2)
+    truths: dict[str, list[Path]] = {}
+    for path in filter(_seen, annotations.rglob("*.txt")):
+        if path.parent.name != "att":  # The attributes of sequences, in files of the same names.
+            truths.setdefault(path.stem, []).append(path)
+    for folder in filter(Path.is_dir, (root / "data_seq").rglob("*")):
+        own = truths.get(folder.name, [])
+        # The images of UAV20L are among those of UAV123: each set has its truth in a folder of its name.
+        chosen = [path for path in own if path.parent.name == folder.parent.name] or own
+        if chosen:
+            yield folder, chosen
 
 
-def _folders_with_truth(folder: Path, depth: int) -> Iterator[tuple[Path, Path]]:
+def _folders_with_truth(folder: Path, depth: int) -> Iterator[tuple[Path, list[Path]]]:
     """`folder` itself if it has a truth file, else such folders down to `depth` below it."""
-    truth = _truth_in(folder)
+    truth = truth_in(folder)
     if truth is not None:
-        yield folder, truth
+        yield folder, [truth]
     elif depth > 0:
-        for path in folder.iterdir():
+        for path in filter(_seen, folder.iterdir()):
             if path.is_dir():
                 yield from _folders_with_truth(path, depth - 1)

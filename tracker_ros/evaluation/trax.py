@@ -17,6 +17,7 @@ import tracker_ros
 from tracker_ros.evaluation.process import set_seeds
 from tracker_ros.evaluation.sequences import read_image
 from tracker_ros.evaluation.specs import parse_specs
+from tracker_ros.images import GreyScale
 from tracker_ros.trackers.base import Tracker
 
 
@@ -54,9 +55,12 @@ def serve(tracker: Tracker[Any], seed: int = 0) -> None:
     def answer(box: Sequence[float], properties: dict[str, Any]) -> None:
         server.status([(trax.Rectangle.create(*box), properties)])
 
+    scale = GreyScale()
     try:
         while (request := server.wait()).type != trax.TraxStatus.QUIT:
-            frame = read_image(Path(request.image["color"].path()))
+            if request.type == trax.TraxStatus.INITIALIZE:
+                scale = GreyScale()
+            frame = read_image(Path(request.image["color"].path()), scale)
             if request.type == trax.TraxStatus.INITIALIZE:
                 if len(request.objects) != 1:
                     raise ValueError(f"{len(request.objects)} targets were given; this tracker follows one")

@@ -18,7 +18,9 @@ from tracker_ros.evaluation.sequences import (
     read_boxes,
     read_image,
 )
+from tracker_ros.files import opencv_path
 from tracker_ros.geometry.boxes import Box
+from tracker_ros.images import GreyScale
 from tracker_ros.simulation.flight import Flight, FlightOptions
 from tracker_ros.trackers.base import Frame
 
@@ -56,12 +58,14 @@ class Clip(ABC):
         fps: frames a second at which it was recorded.
         length: number of images, None where it is not known.
         live: the images come when they come (a camera) and not when they are asked for.
+        sources: the files and folders that it is read from.
     """
 
     name: str
     fps: float = DEFAULT_FPS
     length: int | None = None
     live: bool = False
+    sources: tuple[Path, ...] = ()
 
     @abstractmethod
     def read(self, index: int) -> Picture | None:
@@ -107,6 +111,7 @@ class FolderClip(Clip):
         self.name = str(folder)
         images = folder / "img" if (folder / "img").is_dir() else folder
         self._images = list_images(images)
+        self._scale = GreyScale()
         if not self._images:
             kinds = ", ".join(sorted(IMAGE_SUFFIXES))
             raise InvalidSource(f"the folder '{folder}' has no images ({kinds}), nor has its img/")
@@ -114,13 +119,14 @@ class FolderClip(Clip):
         if truth_file is None:
             truth_file = next((folder / name for name in _TRUTH_FILES if (folder / name).is_file()), None)
         self._truth = _read_truth(truth_file, self.length)
+        self.sources = (folder, images, *filter(None, [truth_file]))
 
     def read(self, index: int) -> Picture | None:
         """See `Clip.read`."""
         if index >= len(self._images):
             return None
         try:
-            return _with_truth(read_image(self._images[index]), self._truth, index)
+            return _with_truth(read_image(self._images[index], self._scale), self._truth, index)
         except InvalidSequence as error:
             raise InvalidSource(str(error)) from error
 
@@ -134,8 +140,9 @@ class VideoClip(Clip):
 
     def __init__(self, path: Path, truth_file: Path | None = None) -> None:
         self.name = str(path)
-        self._path = path
-        self._capture = cv2.VideoCapture(str(path))
+        self._path = opencv_path(path)
+        self.sources = (path, *filter(None, [truth_file]))
+        self._capture = cv2.VideoCapture(self._path)
         self._next = 0
         if not self._capture.isOpened() or not self._capture.grab():
             raise InvalidSource(f"'{path}' can't be read as a video: OpenCV knows no decoder for it, or it is empty")
@@ -148,7 +155,7 @@ class VideoClip(Clip):
 
     def _rewind(self) -> None:
         self._capture.release()
-        self._capture = cv2.VideoCapture(str(self._path))
+        self._capture = cv2.VideoCapture(self._path)
         self._next = 0
 
     def read(self, index: int) -> Picture | None:

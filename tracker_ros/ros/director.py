@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import rclpy
@@ -40,11 +40,12 @@ class Director:
     Args:
         check: called while waiting; raises if a process has ended.
         source: name of the image source's node.
+        arguments: of ROS, such as the namespace that the processes are in.
     """
 
-    def __init__(self, check: Callable[[], None], source: str) -> None:
+    def __init__(self, check: Callable[[], None], source: str, arguments: Sequence[str] = ()) -> None:
         self._check = check
-        rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+        rclpy.init(args=["--ros-args", *arguments], signal_handler_options=SignalHandlerOptions.NO)
         self._node = rclpy.create_node("demo")
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self._node)

@@ -26,6 +26,7 @@ from std_srvs.srv import Trigger
 from vision_msgs.msg import Detection2D
 
 from tracker_ros import images
+from tracker_ros.files import clear, note, opencv_path, refuse_overwriting
 from tracker_ros.geometry.boxes import InvalidBox
 from tracker_ros.ros import messages, recording
 from tracker_ros.ros.parameters import InvalidParameter, Spec, declare
@@ -60,18 +61,24 @@ class Recorder(Node):
     Raises:
         InvalidParameter: a parameter is of the wrong type or out of range.
         OSError: the folder can't be made.
+        NotOurs: a file that would be replaced is none that an earlier recording made.
     """
 
     def __init__(self) -> None:
         super().__init__("recorder")
         declare(self, {spec.name: spec for spec in SPECS})
         self.folder = Path(str(self.get_parameter("out").value)).expanduser()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        opencv_path(self.folder)
+        self._names = (f"{self.get_parameter('name').value}.mp4", "sheet.png", "summary.json")
+        report = str(self.get_parameter("source_report").value)
+        refuse_overwriting([self.folder / name for name in self._names], [Path(report)] if report else [])
+        clear(self.folder, self._names)
         try:
             self._metadata: dict[str, Any] = dict(json.loads(str(self.get_parameter("metadata").value) or "{}"))
         except (ValueError, TypeError) as error:
             raise InvalidParameter(f"parameter 'metadata' must be a JSON object: {error}") from error
         self._timeline = Timeline()
+        self._scale = images.GreyScale()
         self._artist = Artist()
         self._video: VideoFile | None = None
         self._device: dict[str, str] = {}
@@ -122,16 +129,19 @@ class Recorder(Node):
             pass
         self._closed.set()
         self._scribe.join()
-        if self._failure is not None:
-            raise self._failure
-        self._write_files()
+        try:
+            if self._failure is not None:
+                raise self._failure
+            self._write_files()
+        finally:
+            note(self.folder, self._names)
 
     # ----------------------------------------------------------------- messages
 
     def _on_image(self, message: Any) -> None:
         self._last_news = time.monotonic()
         try:
-            image = images.from_message(message)
+            image = images.from_message(message, self._scale)
         except images.InvalidImage as error:
             self.get_logger().error(f"image is not recorded: {error}", throttle_duration_sec=5.0)
             return
@@ -212,7 +222,7 @@ class Recorder(Node):
             if fps <= 0:
                 with self._lock:
                     fps = recording.nominal_rate([e.stamp for e in self._timeline.entries() if e.image is not None])
-            self._video = VideoFile(self.folder / f"{self.get_parameter('name').value}.mp4", fps)
+            self._video = VideoFile(self.folder / self._names[0], fps)
         entry.frame = self._video.write(self._artist.draw(entry))
         entry.image = entry.heatmap = None
 

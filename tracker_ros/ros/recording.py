@@ -16,7 +16,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tracker_ros.files import opencv_path
 from tracker_ros.geometry.boxes import Box, iou
+from tracker_ros.images import write_file
 from tracker_ros.ros import overlay
 from tracker_ros.ros.diagnostics import percentile
 from tracker_ros.simulation.score import TrackReport, regain_report
@@ -222,7 +224,9 @@ class VideoFile:
         if self._writer is None:
             # An odd side is more than some players take.
             self._size = picture.shape[1] // 2 * 2, picture.shape[0] // 2 * 2
-            self._writer = cv2.VideoWriter(str(self.path), cv2.VideoWriter.fourcc(*"mp4v"), self.fps, self._size)
+            self._writer = cv2.VideoWriter(
+                opencv_path(self.path), cv2.VideoWriter.fourcc(*"mp4v"), self.fps, self._size
+            )
             if not self._writer.isOpened():
                 raise OSError(f"OpenCV can't write the video '{self.path}': is the folder writable?")
         if (picture.shape[1], picture.shape[0]) != self._size:
@@ -319,7 +323,7 @@ def write_sheet(path: Path, video: VideoFile, entries: Sequence[Entry]) -> None:
     texts = dict(moments)
     start = entries[0].stamp
     tiles = []
-    capture = cv2.VideoCapture(str(video.path))
+    capture = cv2.VideoCapture(opencv_path(video.path))
     for number in range(video.count):
         if not capture.grab():
             break
@@ -333,8 +337,9 @@ def write_sheet(path: Path, video: VideoFile, entries: Sequence[Entry]) -> None:
                     what += f"  IoU {value:.2f}"
                 tiles.append((np.asarray(picture, np.uint8), f"image {number}  {seconds:.1f} s{what}"))
     capture.release()
-    if not tiles or not cv2.imwrite(str(path), contact_sheet(tiles)):
-        raise OSError(f"the contact sheet '{path}' can't be written")
+    if not tiles:
+        raise OSError(f"the contact sheet '{path}' can't be made: '{video.path}' can't be read again")
+    write_file(path, contact_sheet(tiles))
 
 
 @dataclass(slots=True)

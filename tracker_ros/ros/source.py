@@ -19,6 +19,7 @@ from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 from vision_msgs.msg import Detection2D, ObjectHypothesisWithPose
 
+from tracker_ros.files import refuse_overwriting
 from tracker_ros.ros import messages
 from tracker_ros.ros.clips import Clip, InvalidSource, Picture
 from tracker_ros.ros.parameters import InvalidParameter, Spec, declare
@@ -90,6 +91,8 @@ class ImageSource(Node):
         self._compressed = self.create_publisher(CompressedImage, f"{self._raw.topic_name}/compressed", quality)
         self._truth = self.create_publisher(Detection2D, "ground_truth", QoSProfile(depth=10))
         self._clip = open_clip(self)
+        report = str(self.get_parameter("report").value)
+        refuse_overwriting([Path(report)] if report else [], self._clip.sources)
         rate = float(self.get_parameter("rate").value)
         self.period = 1 / (rate if rate > 0 else self._clip.fps)
         self._wait_for_tracker = bool(self.get_parameter("wait_for_tracker").value)

@@ -50,6 +50,13 @@ class Estimate:
     heatmap: NDArray[np.float32] | None = None
     cues: dict[str, float] = field(default_factory=dict)
 
+    def scaled(self, sx: float, sy: float) -> Estimate:
+        """The estimate in pixels of an image that is `sx` times as wide and `sy` times as high."""
+        if sx == sy == 1:
+            return self
+        box, region = (Box(x * sx, y * sy, w * sx, h * sy) for x, y, w, h in (self.box, self.search_region))
+        return dataclasses.replace(self, box=box, search_region=region)
+
 
 def option(
     default: Any,
@@ -178,7 +185,7 @@ class Tracker(ABC, Generic[TargetT]):
     """A single-object tracker: a network (if any) that is loaded once, and targets that carry all state of a track.
 
     Subclasses implement `start` and `step`, which take several targets at once (one batched pass over the network);
-    `initialize` and `track` are the same for one target.
+    `initialize` and `track` are the same for one target, whose frames may change their size.
 
     Attributes:
         name: name in the registry (``dimp18``).
@@ -191,6 +198,7 @@ class Tracker(ABC, Generic[TargetT]):
         self.options = options
         self.device = "cpu"
         self._target: TargetT | None = None
+        self._size = (0, 0)
 
     @abstractmethod
     def start(self, frame: Frame, boxes: Sequence[Box]) -> list[TargetT]:
@@ -223,9 +231,12 @@ class Tracker(ABC, Generic[TargetT]):
         check_frame(frame)
         height, width = frame.shape[:2]
         self._target = self.start(frame, [validate_init_box(box, width, height)])[0]
+        self._size = (width, height)
 
     def track(self, frame: Frame) -> Estimate:
-        """Find the target in the next frame (HxWx3 uint8, BGR).
+        """Find the target in the next frame (HxWx3 uint8, BGR); the estimate is in pixels of this frame.
+
+        A frame of another size than the first is resampled to that size, as the target is looked for at its scale.
 
         Raises:
             RuntimeError: `initialize` was not called.
@@ -234,7 +245,24 @@ class Tracker(ABC, Generic[TargetT]):
         if self._target is None:
             raise RuntimeError("track() was called before initialize(): give the tracker a box first")
         check_frame(frame)
-        return self.step(frame, [self._target])[0]
+        seen, sx, sy = fit(frame, self._size)
+        return self.step(seen, [self._target])[0].scaled(sx, sy)
+
+
+def fit(frame: Frame, size: tuple[int, int]) -> tuple[Frame, float, float]:
+    """The frame at the `size` (width, height) that a track has, and how many times as wide and as high it is itself.
+
+    Args:
+        frame: HxWx3 uint8, BGR; returned as it is where it has that size.
+        size: of the image that the track started on.
+    """
+    height, width = frame.shape[:2]
+    if (width, height) == size:
+        return frame, 1.0, 1.0
+    import cv2  # which a list of the trackers does without
+
+    resized = cv2.resize(frame, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    return resized, width / size[0], height / size[1]
 
 
 def check_frame(frame: Frame) -> None:

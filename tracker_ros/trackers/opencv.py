@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from tracker_ros.errors import WeightsError, WeightsMissing
+from tracker_ros.files import opencv_path
 from tracker_ros.geometry.boxes import MIN_SIDE, Box, InvalidBox
 from tracker_ros.trackers.appearance import Appearance, Likeness, search_region
 from tracker_ros.trackers.base import Estimate, Frame, InvalidOption, Tracker, TrackerOptions, TrackState, again, option
@@ -300,4 +301,4 @@ def _model(tracker: str, field: str, path: str) -> str:
         raise WeightsMissing(f"tracker '{tracker}' needs your ONNX file: set its option '{field}'")
     if not Path(path).expanduser().is_file():
         raise WeightsMissing(f"tracker '{tracker}': there is no file '{path}' (option '{field}')")
-    return str(Path(path).expanduser())
+    return opencv_path(Path(path).expanduser())

@@ -122,6 +122,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
 
 
+def outputs(args: argparse.Namespace) -> list[Path]:
+    """What a run with these arguments would write to, as far as it is there."""
+    return [args.out, *(path for kind in ("pt", "safetensors") for path in args.out.glob(f"{args.recipe}*.{kind}"))]
+
+
 def run(args: argparse.Namespace) -> int:
     """Check that everything is there, build the run, train.
 

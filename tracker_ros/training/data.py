@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tracker_ros.images import InvalidImage, read_file
 from tracker_ros.simulation.flight import Flight, FlightOptions
 
 Image = NDArray[np.uint8]
@@ -71,7 +72,7 @@ class PixelStore:
             FileNotFoundError: it is missing or no image.
         """
         # Annotations count the stored pixels, whatever rotation EXIF asks for.
-        return self.keep(path, lambda: read_image(Path(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION))
+        return self.keep(path, lambda: read_image(Path(path), oriented=False))
 
     def keep(self, key: Hashable, decode: Callable[[], Image]) -> list[Image]:
         """The pyramid of the image that is known as `key`, decoded if it is not kept."""
@@ -169,7 +170,7 @@ def image_size(path: Path) -> tuple[int, int]:
     except (OSError, struct.error):
         size = None
     if size is None:
-        height, width = read_image(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION).shape[:2]
+        height, width = read_image(path, oriented=False).shape[:2]
         size = width, height
     return size
 
@@ -400,16 +401,16 @@ def _divide(
     return parts
 
 
-def read_image(path: Path, flags: int = cv2.IMREAD_COLOR) -> Image:
-    """Read an image file as HxWx3 uint8 BGR; `flags` are OpenCV's.
+def read_image(path: Path, *, oriented: bool = True) -> Image:
+    """Read an image file as HxWx3 uint8 BGR, turned as its orientation tag says if `oriented`.
 
     Raises:
         FileNotFoundError: it is missing or no image.
     """
-    image = cv2.imread(str(path), flags)
-    if image is None:
-        raise FileNotFoundError(f"{path} is not an image that OpenCV can read")
-    return image.astype(np.uint8, copy=False)
+    try:
+        return read_file(path, oriented=oriented)
+    except InvalidImage as error:
+        raise FileNotFoundError(str(error)) from error
 
 
 def _array(boxes: Iterable[Sequence[float]]) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ videos and each part's SHA-256. Everything is data; nothing in a pack is execute
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from collections.abc import Iterator
@@ -205,8 +206,9 @@ def split_file(path: Path, directory: Path, megabytes: float) -> list[Path]:
     if limit < 1 or size > 100 * limit:
         raise ValueError(f"{path.name} of {size / 1e6:.0f} MB makes more than 100 parts of {megabytes} MB")
     directory.mkdir(parents=True, exist_ok=True)
-    for old in directory.glob(f"{path.name}.part*"):
-        old.unlink()
+    if (directory / f"{path.name}.sha256").is_file():  # which is written last
+        for old in directory.glob(f"{glob.escape(path.name)}.part[0-9][0-9]"):
+            old.unlink()
     parts: list[Path] = []
     with path.open("rb") as file:
         while block := file.read(limit):
