@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import rclpy
 from builtin_interfaces.msg import Time
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParameters, SetParametersAtomically
 from rclpy.context import Context
@@ -29,7 +29,7 @@ from tracker_ros import registry
 from tracker_ros.errors import WeightsMissing
 from tracker_ros.geometry.boxes import Box
 from tracker_ros.ros import messages
-from tracker_ros.ros.tracker_node import TrackerNode, spin
+from tracker_ros.ros.node.tracking import TrackerNode, spin
 from tracker_ros.trackers.base import Estimate, Tracker, TrackerOptions, TrackState, option
 from tracker_ros_interfaces.msg import TrackStatus
 from tracker_ros_interfaces.srv import InitTarget
@@ -47,7 +47,8 @@ class Puppet:
         seconds: how long a step takes.
         state, score: what it says.
         fails: raise an exception in the next steps.
-        hold: steps wait until this is set.
+        hold, hold_start: steps, and starts, wait until this is set; `starting` is set when a start begins.
+        hold_load: what is loaded next waits until this is set; `loads` counts the loads that began.
         seen: mean grey of the images that it was shown, starts first.
     """
 
@@ -56,11 +57,20 @@ class Puppet:
     score: float = 0.75
     fails: bool = False
     hold: threading.Event = field(default_factory=threading.Event)
+    hold_start: threading.Event = field(default_factory=threading.Event)
+    hold_load: threading.Event = field(default_factory=threading.Event)
+    starting: threading.Event = field(default_factory=threading.Event)
     seen: list[float] = field(default_factory=list)
     starts: int = 0
+    loads: int = 0
 
     def __post_init__(self) -> None:
-        self.hold.set()
+        self.release()
+
+    def release(self) -> None:
+        """Let everything go on that is held."""
+        for event in (self.hold, self.hold_start, self.hold_load):
+            event.set()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +89,15 @@ class PuppetTracker(Tracker):
         if options.weights == "missing.safetensors":
             raise WeightsMissing("weights file missing.safetensors is not there")
         self.puppet = puppet
+        puppet.loads += 1
+        puppet.hold_load.wait(TIMEOUT)
 
     def warm_up(self, width: int = 640, height: int = 480) -> None:
         pass
 
     def start(self, frame, boxes):
+        self.puppet.starting.set()
+        self.puppet.hold_start.wait(TIMEOUT)
         self.puppet.starts += 1
         self.puppet.seen.append(float(frame.mean()))
         return list(boxes)
@@ -121,6 +135,7 @@ class Graph:
 
     def __init__(self) -> None:
         self.puppet = Puppet()
+        self._pictures = 0
         self.received: dict[str, list[Any]] = {}
         self.node: TrackerNode
         self._stack = contextlib.ExitStack()
@@ -134,7 +149,7 @@ class Graph:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.puppet.hold.set()
+        self.puppet.release()
         self._stack.close()
 
     def _spin(self, make: Callable[[Context], Any]) -> Any:
@@ -197,7 +212,7 @@ class Graph:
         assert self.until(lambda: self.images.get_subscription_count() + self.compressed.get_subscription_count())
         outputs = {topic for topic in self.received if topic != "/diagnostics"}
         assert self.until(lambda: all(self.node.count_subscribers(topic) for topic in outputs))
-        images, boxes = self.node._subscriptions_when_active
+        images, boxes = self.node.stream.subscription, self.node.requests.boxes
         if hasattr(images, "get_publisher_count"):
             assert self.until(lambda: images.get_publisher_count() and boxes.get_publisher_count())
         else:
@@ -274,7 +289,12 @@ class Graph:
         return Header(stamp=Time(sec=stamp // 10**9, nanosec=stamp % 10**9), frame_id="camera_optical")
 
     def image(self, grey: int = 100, width: int = WIDTH, height: int = HEIGHT, header: Header | None = None) -> Image:
+        """A picture of this mean grey, with stripes, that differs from the one before as a living camera's does."""
         frame = np.full((height, width, 3), grey, np.uint8)
+        contrast = min(30, grey, 255 - grey)
+        self._pictures += 1
+        frame[:, self._pictures % 2 :: 2] += np.uint8(contrast)
+        frame[:, (self._pictures + 1) % 2 :: 2] -= np.uint8(contrast)
         return messages.image_to_message(frame, "bgr8", header or self.header())
 
     def publish(self, message: Image | None = None) -> Image:
@@ -292,11 +312,13 @@ class Graph:
         return message
 
     def node_sequence(self) -> int:
-        newest = self.node._buffer.newest()
+        newest = self.node.stream.buffer.newest()
         return 0 if newest is None else newest.sequence
 
     def status_of(self, image: Any) -> TrackStatus | None:
-        return next((s for s in self.received["status"] if s.header == image.header), None)
+        """The status that was published with the result of `image`."""
+        found = (s for s in self.received["status"] if s.header == image.header and s.state != TrackStatus.STALE)
+        return next(found, None)
 
     def of(self, topic: str, image: Any) -> list[Any]:
         """Messages on `topic` with the header of `image`, waited for."""
@@ -325,6 +347,17 @@ class Graph:
         finally:
             stop.set()
             thread.join(TIMEOUT)
+
+
+def diagnosis(graph: Graph, words: str, timeout: float = 10.0) -> DiagnosticStatus | None:
+    """The first diagnostic status from now on whose message has `words` in it."""
+    seen = len(graph.received["/diagnostics"])
+
+    def find() -> DiagnosticStatus | None:
+        new = (array.status[0] for array in graph.received["/diagnostics"][seen:])
+        return next((status for status in new if words in status.message), None)
+
+    return graph.until(find, timeout)
 
 
 def _parameters(values: dict[str, Any]) -> list[Any]:

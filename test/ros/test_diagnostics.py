@@ -59,7 +59,7 @@ def test_percentile_is_nearest_rank():
 
 
 def healthy(**changes) -> Health:
-    fields = dict.fromkeys(Health.__dataclass_fields__, 0) | {"latency_p50": 0.02, "last_error": ""}
+    fields = dict.fromkeys(Health.__dataclass_fields__, 0) | {"latency_p50": 0.02, "last_error": "", "replaced": {}}
     return Health(**(fields | changes))
 
 
@@ -76,6 +76,29 @@ def healthy(**changes) -> Health:
         (healthy(latency_p50=math.nan), TrackState.TRACKING, False, Level.OK, "TRACKING"),
         (healthy(decode_errors=2, last_error="cut"), TrackState.LOST, False, Level.ERROR, "2 images.*cut"),
         (healthy(tracker_errors=1, last_error="oom"), TrackState.TRACKING, False, Level.ERROR, "failed on 1.*oom"),
+        (healthy(waiting=1.9), TrackState.TRACKING, False, Level.OK, "TRACKING"),
+        (healthy(waiting=2.1), TrackState.TRACKING, False, Level.WARN, "no result for 2.1 s while images arrive"),
+        (healthy(waiting=11), TrackState.IDLE, False, Level.ERROR, "no result for 11.0 s"),
+        (healthy(waiting=11), TrackState.TRACKING, True, Level.OK, "paused"),
+        (healthy(waiting=11, silence=9.0), TrackState.TRACKING, False, Level.ERROR, "no result.*no image on /cam"),
+        (healthy(same_picture=3.0), TrackState.TRACKING, False, Level.WARN, "identical for 3.0 s"),
+        (
+            healthy(same_picture=3.0, silence=3.0),
+            TrackState.TRACKING,
+            False,
+            Level.WARN,
+            "^no image on /cam for 3.0 s$",
+        ),
+        (healthy(same_stamp=3.0), TrackState.TRACKING, False, Level.WARN, "stamp of the images has not changed"),
+        (healthy(blank=0.5), TrackState.TRACKING, False, Level.WARN, "50% of the images are blank"),
+        (healthy(blank=0.05), TrackState.TRACKING, False, Level.OK, "TRACKING"),
+        (
+            healthy(replaced={"init_box": 7}),
+            TrackState.TRACKING,
+            False,
+            Level.WARN,
+            "init_box comes faster.*7 replaced",
+        ),
     ],
 )
 def test_verdicts(health, state, paused, level, words):
@@ -84,8 +107,47 @@ def test_verdicts(health, state, paused, level, words):
     assert re.search(words, text)
 
 
+def test_the_wait_for_a_result_counts_from_the_first_image_that_has_none():
+    monitor = Monitor(0.0)
+    for k in range(10):
+        monitor.arrived(1 + k)
+    assert monitor.health(12.0).waiting == 11
+    monitor.processed(12.0, 0.1)
+    assert monitor.waiting(20.0) == 0
+    monitor.arrived(21.0)
+    monitor.failed(22.0, "oom", decoding=False)
+    assert monitor.waiting(30.0) == 0, "a failure is an answer too"
+    monitor.arrived(31.0)
+    monitor.resumed()
+    assert monitor.waiting(40.0) == 0
+
+
+def test_pictures_and_stamps_that_stay_the_same():
+    monitor = Monitor(0.0)
+    for k in range(30):
+        monitor.arrived(k / 10, stamp=k, same_picture=k > 10)
+    assert monitor.sameness() == pytest.approx((1.9, 0.0))
+    monitor.arrived(3.0, stamp=31, same_picture=False)
+    assert monitor.sameness() == (0.0, 0.0)
+    for k in range(31, 60):
+        monitor.arrived(k / 10, stamp=31)
+    assert monitor.sameness() == pytest.approx((0.0, 2.9))
+    slow = Monitor(0.0)
+    slow.arrived(0.0, stamp=5)
+    slow.arrived(60.0, stamp=5)
+    assert slow.sameness() == (0.0, 0.0), "two images a minute apart are too few to say so"
+
+
+def test_replaced_requests_are_forgotten_too():
+    monitor = Monitor(0.0)
+    assert [monitor.replaced(k / 10, "init_box") for k in range(3)] == [1, 2, 3]
+    monitor.replaced(0.5, "parameters")
+    assert monitor.health(1.0).replaced == {"init_box": 3, "parameters": 1}
+    assert monitor.health(9.0).replaced == {}
+
+
 def test_values_are_text_with_units():
-    out = values(healthy(latency_p99=math.nan), Counts(5, 3, 1, 1), TrackState.LOST, "kcf", "cpu")
+    out = values(healthy(latency_p99=math.nan), Counts(5, 3, 1, 1), "LOST", "kcf", "cpu")
     assert out["latency p50 (ms)"] == "20.0"
     assert out["latency p99 (ms)"] == ""
     assert (out["frames received"], out["frames processed"], out["frames dropped"]) == ("5", "3", "1")

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tracker_ros.ros.mailbox import Counts, Mailbox
-from tracker_ros.ros.worker import Worker
+from tracker_ros.ros.worker import Superseded, Worker
 
 
 def balanced(counts: Counts) -> bool:
@@ -84,26 +84,97 @@ def test_counts_balance_at_every_moment_under_load():
     assert all(balanced(c) for _, _, c in delivered)
 
 
-def test_commands_run_before_items_and_return_results_or_exceptions():
-    order = []
+def ticking_worker(order: list) -> tuple[Worker, threading.Event]:
+    """A worker that notes its items in `order`, held by a command until the event is set."""
     gate = threading.Event()
     worker = Worker(lambda item: (order.append(item) or True, item), lambda *_: None, lambda error: None)
-    worker.submit(gate.wait)
-    worker.mailbox.put("item")
+    worker.submit(lambda command: gate.wait(5))
     worker.resume()
-    result = worker.submit(lambda: order.append("command") or 42)
-    failure = worker.submit(lambda: 1 / 0)
-    gate.set()
-    assert result.result(5) == 42
-    with pytest.raises(ZeroDivisionError):
-        failure.result(5)
-    deadline = time.monotonic() + 5
-    while "item" not in order and time.monotonic() < deadline:
+    return worker, gate
+
+
+def eventually(condition, timeout: float = 10.0) -> bool:
+    deadline = time.monotonic() + timeout
+    while not condition() and time.monotonic() < deadline:
         time.sleep(0.005)
-    assert order == ["command", "item"]
+    return bool(condition())
+
+
+def test_commands_return_results_or_exceptions():
+    worker = Worker(lambda item: (True, item), lambda *_: None, lambda error: None)
+    assert worker.submit(lambda command: 42).future.result(5) == 42
+    with pytest.raises(ZeroDivisionError):
+        worker.submit(lambda command: 1 / 0).future.result(5)
     assert worker.stop(5)
     with pytest.raises(RuntimeError, match="stopped"):
-        worker.submit(lambda: 1).result(1)
+        worker.submit(lambda command: 1).future.result(1)
+
+
+def test_items_get_their_turn_between_commands():
+    order: list[str] = []
+    worker, gate = ticking_worker(order)
+
+    def command(name: str, following: str):
+        def run(_):
+            order.append(name)
+            worker.mailbox.put(following)
+
+        return run
+
+    worker.mailbox.put("image 0")
+    for k in range(1, 4):
+        worker.submit(command(f"command {k}", f"image {k}"))
+    gate.set()
+    assert eventually(lambda: len(order) == 7)
+    assert order == ["image 0", *(f"{what} {k}" for k in (1, 2, 3) for what in ("command", "image"))]
+    assert worker.stop(5)
+
+
+def test_the_newest_command_of_a_kind_replaces_the_one_that_waits():
+    order: list[str] = []
+    worker, gate = ticking_worker(order)
+    boxes = [worker.submit(lambda command, k=k: order.append(f"box {k}"), kind="box") for k in range(500)]
+    other = worker.submit(lambda command: order.append("other"))
+    last = worker.submit(lambda command: order.append("last"), kind="box")
+    for box in boxes:
+        with pytest.raises(Superseded):
+            box.future.result(1)
+    gate.set()
+    other.future.result(5)
+    last.future.result(5)
+    assert order == ["other", "last"]
+    assert worker.stop(5)
+
+
+def test_a_command_can_be_withdrawn_until_it_commits():
+    worker = Worker(lambda item: (True, item), lambda *_: None, lambda error: None)
+    began, go = threading.Event(), threading.Event()
+    effects = []
+
+    def run(command):
+        began.set()
+        go.wait(5)
+        if command.commit():
+            effects.append("done")
+        began.set()
+        go.wait(5)
+
+    first = worker.submit(run)
+    waiting = worker.submit(lambda command: effects.append("never"))
+    assert began.wait(5)
+    assert worker.doing()[0] == "request"
+    assert first.withdraw(), "it has begun, but changed nothing yet"
+    assert waiting.withdraw()
+    go.set()
+    first.future.result(5)
+    assert worker.submit(lambda command: "alive").future.result(5) == "alive"
+    assert effects == []
+    assert waiting.future.cancelled()
+    late = worker.submit(run)
+    late.future.result(5)
+    assert effects == ["done"]
+    assert not late.withdraw()
+    assert worker.stop(5)
 
 
 def test_suspended_worker_drops_items_but_runs_commands():
@@ -111,7 +182,7 @@ def test_suspended_worker_drops_items_but_runs_commands():
     worker = Worker(lambda item: (processed.append(item) or True, None), lambda *_: None, lambda error: None)
     for item in range(5):
         worker.mailbox.put(item)
-    assert worker.submit(lambda: "alive").result(5) == "alive"
+    assert worker.submit(lambda command: "alive").future.result(5) == "alive"
     assert processed == []
     assert worker.mailbox.counts == Counts(5, 0, 4, 1)
     worker.resume()
@@ -125,13 +196,13 @@ def test_suspended_worker_drops_items_but_runs_commands():
 def test_stop_cancels_what_waits_and_tells_if_the_thread_hangs():
     gate = threading.Event()
     worker = Worker(lambda item: (True, None), lambda *_: None, lambda error: None)
-    worker.submit(gate.wait)
-    time.sleep(0.05)
-    waiting = worker.submit(lambda: 1)
+    worker.submit(lambda command: gate.wait())
+    assert eventually(lambda: worker.doing()[0])
+    waiting = worker.submit(lambda command: 1)
     assert not worker.stop(0.1)
+    assert waiting.future.cancelled(), "whoever waits must not wait for a thread that hangs"
     gate.set()
     assert worker.stop(5)
-    assert waiting.cancelled()
 
 
 def test_an_exception_while_delivering_does_not_end_the_thread():

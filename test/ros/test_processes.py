@@ -109,7 +109,7 @@ def test_images_of_a_camera_arrive_and_the_target_is_followed(graph: Graph, star
     assert graph.until(lambda: "tracker" not in graph.client.get_node_names(), 5)
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("tracker", ["kcf", "no_such_tracker"])
 def test_signals_end_the_process_cleanly(graph: Graph, start_node, tracker, end):
     process = start_node(f"tracker:={tracker}")
@@ -134,6 +134,30 @@ def test_an_impatient_user_ends_the_process_as_cleanly(graph: Graph, start_node)
     text = output(process)
     assert process.returncode == 0, text
     assert "Traceback" not in text
+
+
+def started_python(process: subprocess.Popen) -> bool:
+    """Whether the program's own first line has run: before, the interpreter itself answers signals."""
+    with open(f"/proc/{process.pid}/status") as status:
+        caught = next(line for line in status if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("wait", [0.0, 0.1, 0.3, 0.6, 1.0, 1.5, 2.5])
+def test_signals_end_the_process_at_once_while_it_starts(start_node, end, wait):
+    """In the imports, the node's constructor, the loading of weights: whatever it is at after so many seconds."""
+    process = start_node("tracker:=dimp18")
+    assert Graph.until(lambda: process.poll() is not None or started_python(process))
+    time.sleep(wait)
+    process.send_signal(end)
+    began = time.monotonic()
+    text = output(process)
+    assert process.returncode in (0, 130), text
+    assert "Traceback" not in text
+    assert "terminate" not in text
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize(

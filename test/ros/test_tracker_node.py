@@ -18,7 +18,6 @@ pytest.importorskip("tracker_ros_interfaces.msg", reason="needs tracker_ros_inte
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import ParameterType
 from sensor_msgs.msg import CompressedImage
 from vision_msgs.msg import Detection2D
@@ -30,20 +29,9 @@ from tracker_ros.trackers.base import TrackState
 from tracker_ros_interfaces.msg import TrackStatus
 from tracker_ros_interfaces.srv import InitTarget
 
-from .graph import BOX, HEIGHT, WIDTH, Graph
+from .graph import BOX, HEIGHT, WIDTH, diagnosis
 
 pytestmark = pytest.mark.ros
-
-
-def diagnosis(graph: Graph, words: str, timeout: float = 10.0) -> DiagnosticStatus | None:
-    """The first diagnostic status from now on whose message has `words` in it."""
-    seen = len(graph.received["/diagnostics"])
-
-    def find() -> DiagnosticStatus | None:
-        new = (array.status[0] for array in graph.received["/diagnostics"][seen:])
-        return next((status for status in new if words in status.message), None)
-
-    return graph.until(find, timeout)
 
 
 # ------------------------------------------------------------------------------------------------------------ outputs
@@ -95,7 +83,7 @@ def test_box_makes_the_round_trip_through_messages(graph):
         assert detection.bbox.center.theta == 0
 
 
-def test_detections_are_empty_while_the_target_is_lost(graph):
+def test_nothing_is_detected_while_the_target_is_lost(graph):
     graph.start("detection", "detections", "/diagnostics")
     graph.process()
     assert graph.init().success
@@ -104,18 +92,23 @@ def test_detections_are_empty_while_the_target_is_lost(graph):
         image = graph.process()
         status = graph.status_of(image)
         assert (status.state, status.frames_since_seen) == (TrackState[state], since)
-        assert len(graph.of("detections", image)[0].detections) == count
-        (detection,) = graph.of("detection", image)
-        assert detection.results[0].hypothesis.score == 0.125
+        (array,) = graph.of("detections", image)
+        assert [detection.results[0].hypothesis.score for detection in array.detections] == [0.125] * count
         if since == 3:
             with graph.camera(make=lambda: graph.image()):
                 assert diagnosis(graph, "LOST").level == DiagnosticStatus.WARN
+    # A box without its state must never be that of a LOST target: `detection` says nothing of it either.
+    image = graph.process()
+    assert len(graph.of("detection", image)) == 1
+    lost = [s.header for s in graph.received["status"] if s.state == TrackStatus.LOST]
+    assert len(lost) >= 2
+    assert not [d for d in graph.received["detection"] if d.header in lost]
 
 
 def test_pictures_are_built_only_while_someone_looks(graph, monkeypatch):
     drawn = []
-    draw = overlay.draw
-    monkeypatch.setattr(overlay, "draw", lambda *a, **k: drawn.append(1) or draw(*a, **k))
+    draw = overlay.draw_on
+    monkeypatch.setattr(overlay, "draw_on", lambda *a, **k: drawn.append(1) or draw(*a, **k))
     graph.start()
     graph.process()
     assert graph.init().success
@@ -179,7 +172,7 @@ def test_malformed_images_in_mid_stream_are_skipped_and_reported(graph):
     ]
     for k, image in enumerate(bad, 1):
         graph.publish(image)
-        assert graph.until(lambda k=k: graph.node._worker.mailbox.counts.dropped == k)
+        assert graph.until(lambda k=k: graph.node.pipeline.worker.mailbox.counts.dropped == k)
     after = graph.process()
     assert len(graph.of("detection", after)) == 1
     status = graph.status_of(after)
@@ -301,7 +294,8 @@ def test_a_detector_that_learns_from_each_image_never_lags(graph, tracker):
         return messages.image_to_message(frame, "bgr8", graph.header())
 
     period = 1 / 30
-    graph.start("detection", tracker=tracker, **{f"{tracker}__update_interval": 1})
+    # The start of such a track takes seconds where other programs hold the cores.
+    graph.start("detection", tracker=tracker, service_timeout=18.0, **{f"{tracker}__update_interval": 1})
     graph.process(scene())
     count = 0
     first = graph.process(scene())
@@ -312,7 +306,7 @@ def test_a_detector_that_learns_from_each_image_never_lags(graph, tracker):
         elapsed = time.monotonic() - began
         statuses = graph.received["status"][start + 1 :]
     assert graph.until(lambda: graph.received["status"][-1].header == sent[-1].header), "the last image was not taken"
-    target = graph.node._session._target
+    target = graph.node.pipeline.session._target
     assert target.updates > 0.25 * len(statuses), "it hardly learned from any image"
     # What an image waits for is the one before it and itself, updates included, however slow the machine is.
     each = max(elapsed / len(statuses), period)
@@ -330,7 +324,7 @@ def test_a_service_answers_in_time_although_the_tracker_is_stuck(graph):
     assert graph.init(target_id="first").success
     graph.puppet.hold.clear()
     graph.publish()
-    assert graph.until(lambda: graph.node._worker.mailbox.counts.pending == 1)
+    assert graph.until(lambda: graph.node.pipeline.worker.mailbox.counts.pending == 1)
     with graph.camera() as sent:
         before = graph.node_sequence()
         began = time.monotonic()
@@ -339,8 +333,10 @@ def test_a_service_answers_in_time_although_the_tracker_is_stuck(graph):
         assert 0.4 < time.monotonic() - began < 5
         answer = graph.stop()
         assert graph.until(lambda: len(sent) > 20)
-    for reply in (*(a.result() for a in answers), answer):
-        assert not reply.success
+    *older, newest = (reply.result() for reply in answers)
+    assert not any(reply.success for reply in (*older, newest, answer))
+    assert all("a newer request came" in reply.message for reply in older)
+    for reply in (newest, answer):
         assert "still busy with an image after 0.5 s; the request was withdrawn" in reply.message
     # Images went on coming in while services were waiting.
     assert graph.node_sequence() - before > 10
@@ -369,8 +365,8 @@ def test_tracking_can_be_paused(graph):
     image = graph.process()
     status = graph.status_of(image)
     assert (status.state, status.target_id) == (TrackStatus.TRACKING, "car")
-    assert graph.until(lambda: graph.node._worker.mailbox.counts.pending == 0)
-    counts = graph.node._worker.mailbox.counts
+    assert graph.until(lambda: graph.node.pipeline.worker.mailbox.counts.pending == 0)
+    counts = graph.node.pipeline.worker.mailbox.counts
     assert counts.received == counts.processed + counts.dropped
 
 
@@ -522,7 +518,7 @@ def test_a_tracker_that_cannot_start_is_an_answer(graph, monkeypatch):
     def start(frame, boxes):
         raise MemoryError("no room for the filter")
 
-    monkeypatch.setattr(graph.node._session.tracker, "start", start)
+    monkeypatch.setattr(graph.node.pipeline.session.tracker, "start", start)
     answer = graph.init()
     assert not answer.success
     assert "no room for the filter" in answer.message
@@ -558,7 +554,7 @@ def test_lifecycle_from_start_to_end(graph):
     status = graph.status_of(graph.process())
     assert (status.target_id, status.frames_received) == ("car", 1)
 
-    tracker = weakref.ref(node._session.tracker)
+    tracker = weakref.ref(node.pipeline.session.tracker)
     assert graph.change_state(Transition.TRANSITION_DEACTIVATE)
     assert graph.change_state(Transition.TRANSITION_CLEANUP)
     assert graph.state() == "unconfigured"
@@ -569,15 +565,6 @@ def test_lifecycle_from_start_to_end(graph):
     assert graph.change_state(Transition.TRANSITION_ACTIVATE)
     assert graph.change_state(Transition.TRANSITION_ACTIVE_SHUTDOWN)
     assert graph.state() == "finalized"
-
-
-def test_an_impossible_transition_does_not_end_the_node(graph):
-    graph.start()
-    transition = Transition(id=Transition.TRANSITION_CONFIGURE)
-    graph.call_later(ChangeState, "tracker/change_state", transition=transition)
-    time.sleep(0.2)
-    assert graph.state() == "active"
-    assert graph.status_of(graph.process())
 
 
 @pytest.mark.parametrize(
@@ -613,7 +600,7 @@ def test_a_stuck_tracker_does_not_keep_the_node_from_its_transitions(graph):
     assert graph.init().success
     graph.puppet.hold.clear()
     image = graph.publish()
-    assert graph.until(lambda: graph.node._worker.mailbox.counts.pending)
+    assert graph.until(lambda: graph.node.pipeline.worker.mailbox.counts.pending)
     began = time.monotonic()
     assert graph.change_state(Transition.TRANSITION_DEACTIVATE)
     assert graph.change_state(Transition.TRANSITION_CLEANUP)
@@ -634,7 +621,7 @@ def test_parameters_are_described(graph):
     graph.start()
     node = [
         *("tracker", "device", "weights", "update", "image_transport", "reliability", "autostart", "buffer_seconds"),
-        *("buffer_megabytes", "catch_up_seconds", "service_timeout", "heatmap.stride"),
+        *("buffer_megabytes", "catch_up_seconds", "service_timeout", "silence", "heatmap.stride"),
     ]
     names = [*node, "puppet.gain", "puppet.mode", "puppet.count"]
     described = {d.name: d for d in graph.describe(*names)}
@@ -681,9 +668,9 @@ def test_bad_values_are_refused_with_a_reason_and_change_nothing(graph):
 
 def test_a_whole_number_is_good_enough_for_a_float(graph):
     graph.start(puppet__gain=2, buffer_seconds=3)
-    assert graph.node._session.tracker.options.gain == 2.0
+    assert graph.node.pipeline.session.tracker.options.gain == 2.0
     assert graph.set(puppet__gain=1)[0].successful
-    assert graph.node._session.tracker.options.gain == 1.0
+    assert graph.node.pipeline.session.tracker.options.gain == 1.0
     (result,) = graph.set(puppet__gain=3)
     assert not result.successful
     assert "[0.0, 2.0]" in result.reason
@@ -729,12 +716,12 @@ def test_the_tracker_can_be_switched_while_it_tracks(graph):
     assert graph.set(puppet2__gain=0.5)[0].successful
     assert graph.until(lambda: graph.puppet.starts == 3)
     assert graph.set(puppet__gain=0.5)[0].successful
-    assert graph.node._session.tracker.options.gain == 0.5
+    assert graph.node.pipeline.session.tracker.options.gain == 0.5
     # A target that is LOST has no box to hand over.
     graph.puppet.state = TrackState.LOST
     graph.process()
     assert graph.set(update="often")[0].successful
-    assert graph.until(lambda: graph.node._session.tracker.options.update == "often")
+    assert graph.until(lambda: graph.node.pipeline.session.tracker.options.update == "often")
     assert graph.status_of(graph.process()).state == TrackStatus.IDLE
     assert graph.puppet.starts == 3
 
@@ -801,4 +788,5 @@ def test_no_image_stays_alive_longer_than_it_is_needed(graph, monkeypatch):
     for _ in range(10):
         graph.process()
     assert len(frames) == 10
-    assert sum(reference() is not None for reference in frames) <= 2
+    # The thread that draws may still be at one.
+    assert graph.until(lambda: sum(reference() is not None for reference in frames) <= 2)

@@ -142,3 +142,17 @@ def test_track_without_a_box_is_refused(tracker: Tracker[Any]) -> None:
     fresh = tracker_ros.create(tracker.name, device="cpu")
     with pytest.raises(RuntimeError, match="before initialize"):
         fresh.track(_scene(0))
+
+
+def test_a_threshold_changes_while_a_target_is_tracked(tracker: Tracker[Any]) -> None:
+    before = tracker.options
+    tracker.initialize(_scene(0), _truth(0))
+    assert tracker.track(_scene(1)).state is TrackState.TRACKING
+    try:
+        assert tracker.reconfigure(before.replace(good_score=1.0, bad_score=1.0, lost_after=2))
+        states = [tracker.track(_scene(index)).state for index in (2, 3, 4)]
+        assert states[-1] is TrackState.LOST, "it was not built anew, and the track goes by the new thresholds"
+        assert not tracker.reconfigure(tracker.options.replace(device="cuda:7"))
+        assert tracker.options.device == before.device
+    finally:
+        assert tracker.reconfigure(before)

@@ -173,7 +173,8 @@ class Director:
         if status is None:
             return 0, ""
         latency = f" {status.latency * 1e3:.0f} ms" if status.latency == status.latency else ""
-        return int(status.frames_received), f"{TrackState(status.state).name} {status.score:.2f}{latency}"
+        state = "STALE" if status.state == TrackStatus.STALE else TrackState(status.state).name
+        return int(status.frames_received), f"{state} {status.score:.2f}{latency}"
 
     def _on_truth(self, message: Detection2D) -> None:
         box = messages.box_from_message(message.bbox) if message.results else None

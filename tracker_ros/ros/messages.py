@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-import math
 import sys
 from typing import Any
 
@@ -29,6 +28,10 @@ _OUTGOING: dict[str, tuple[int, type]] = {
 }
 
 
+#: Variance that stands for "not known": large, because zero would claim certainty.
+UNKNOWN_VARIANCE = 1e6
+
+
 def stamp_to_ns(stamp: Time) -> int:
     """Nanoseconds of a stamp."""
     return int(stamp.sec) * 10**9 + int(stamp.nanosec)
@@ -46,10 +49,10 @@ def box_from_message(message: BoundingBox2D) -> Box:
     """Centre and size to x, y, w, h (top-left corner, pixels).
 
     Raises:
-        InvalidBox: the box is rotated.
+        InvalidBox: the box is rotated, or nobody can say whether it is.
     """
     theta = message.center.theta
-    if theta != 0 and not math.isnan(theta):
+    if theta != 0:
         raise InvalidBox(f"the box is rotated (theta={theta:g}); only upright boxes (theta=0) can be tracked")
     center = message.center.position
     return Box.from_center(center.x, center.y, message.size_x, message.size_y)
@@ -73,22 +76,48 @@ def image_to_message(image: NDArray[Any], encoding: str, header: Header) -> Imag
     if image.dtype != dtype or shape != (channels,):
         wanted = f"{channels} channel(s) of {np.dtype(dtype)}"
         raise ValueError(f"{encoding} takes {wanted}, got {image.dtype} {image.shape}")
-    message = Image(header=header, encoding=encoding)
-    message.height, message.width = image.shape[:2]
-    message.step = image.shape[1] * channels * image.itemsize
-    message.is_bigendian = int(sys.byteorder == "big")
-    # An array.array is taken as it is, while assigning an ndarray or bytes converts value by value (100 ms and more).
-    data = array.array("B")
-    data.frombytes(np.ascontiguousarray(image).data.cast("B"))
-    message.data = data
+    message, pixels = new_image(image.shape[1], image.shape[0], encoding, header)
+    pixels[:] = image
     return message
 
 
+def new_image(width: int, height: int, encoding: str, header: Header) -> tuple[Image, NDArray[Any]]:
+    """A black ``sensor_msgs/Image`` and the array of its pixels, to be drawn on.
+
+    Args:
+        width, height: in pixels.
+        encoding: ``bgr8``, ``rgb8``, ``mono8`` or ``32FC1``.
+        header: copied by reference.
+
+    Returns:
+        The message, and a view on its data: HxWx3 or HxW, of the encoding's type.
+    """
+    channels, dtype = _OUTGOING[encoding]
+    message = Image(header=header, encoding=encoding, height=height, width=width)
+    message.step = width * channels * np.dtype(dtype).itemsize
+    message.is_bigendian = int(sys.byteorder == "big")
+    # An array.array is taken as it is or copied at once; an ndarray is converted value by value (100 ms and more).
+    message.data = array.array("B", [0]) * (message.step * height)
+    pixels: NDArray[Any] = np.frombuffer(message.data, dtype)
+    return message, pixels.reshape((height, width, channels) if channels > 1 else (height, width))
+
+
 def detection(header: Header, estimate: Estimate, target_id: str) -> Detection2D:
-    """What an estimate says: one hypothesis with the target's name as class and the score."""
+    """What an estimate says: one hypothesis with the target's name as class, the score, and how exact the box is.
+
+    The hypothesis' pose is the box's centre in pixels. Its covariance, in square pixels, is that of a centre which
+    lies anywhere in the box at a score of 0, and within a tenth of it at a score of 1, each side for itself; what a box
+    in an image does not tell (depth, rotations) has the variance `UNKNOWN_VARIANCE`.
+    """
     result = ObjectHypothesisWithPose()
     result.hypothesis.class_id = target_id
     result.hypothesis.score = float(estimate.score)
+    position = result.pose.pose.position
+    position.x, position.y = (float(v) for v in estimate.box.center)
+    # A uniform distribution over a length has the variance length² / 12.
+    share = 1.0 - 0.9 * min(max(float(estimate.score), 0.0), 1.0)
+    variances = [(share * estimate.box.w) ** 2 / 12, (share * estimate.box.h) ** 2 / 12, *[UNKNOWN_VARIANCE] * 4]
+    result.pose.covariance[:: len(variances) + 1] = np.array(variances)
     message = Detection2D(header=header, bbox=box_to_message(estimate.box), id=target_id)
     message.results = [result]
     return message

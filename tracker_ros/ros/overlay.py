@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ COLOURS: dict[TrackState, Colour] = {
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _PANEL: Colour = (24, 20, 18)
 _TEXT: Colour = (240, 240, 240)
+#: Levels of the response, of 255, that are not worth drawing: less than one part in a hundred of opacity.
+_FAINT = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +49,21 @@ class Caption:
 
 
 def draw(frame: Frame, estimate: Estimate | None, caption: Caption | None = None, heat: float = 0.55) -> Frame:
-    """Draw box, state, score, search region and heatmap on a copy of `frame`.
+    """Draw box, state, score, search region and heatmap on a copy of `frame`; see `draw_on`."""
+    image = frame.copy()
+    draw_on(image, estimate, caption, heat)
+    return image
+
+
+def draw_on(image: Frame, estimate: Estimate | None, caption: Caption | None = None, heat: float = 0.55) -> None:
+    """Draw box, state, score, search region and heatmap.
 
     Args:
-        frame: HxWx3 uint8, BGR; not changed.
-        estimate: what to draw, in pixels of `frame`; None while there is no target.
+        image: HxWx3 uint8, BGR; is drawn on.
+        estimate: what to draw, in pixels of `image`; None while there is no target.
         caption: the rest of the line of text.
         heat: opacity of the heatmap at its peak, 0 for none.
-
-    Returns:
-        HxWx3 uint8, BGR.
     """
-    image = frame.copy()
     height, width = image.shape[:2]
     unit = min(width, height) / 480  # Strokes and text grow with the image.
     state = TrackState.IDLE if estimate is None else estimate.state
@@ -72,28 +78,51 @@ def draw(frame: Frame, estimate: Estimate | None, caption: Caption | None = None
         else:
             _brackets(image, estimate.box, colour, max(1, round(2.4 * unit)))
     _panel(image, state, estimate, caption or Caption(), colour)
-    return image
 
 
 def _blend(image: Frame, heatmap: NDArray[np.float32], region: Box, heat: float) -> None:
-    """Colour the response over `region`; its opacity follows the response, so that a flat map hides nothing."""
+    """Colour the response over `region`; its opacity follows the response, so that a flat map hides nothing.
+
+    All in bytes, and only where the response would change a pixel by more than a grey level or two.
+    """
+    rows, columns = heatmap.shape
+    # Cubic between the cells, which is what makes it smooth; the rest of the way to the image's pixels is linear.
+    fine = max(1, min(8, round(256 / max(rows, columns, 1))))
+    values = np.clip(np.nan_to_num(heatmap), 0, 1).astype(np.float32)
+    map_ = cv2.resize(values, (columns * fine, rows * fine), interpolation=cv2.INTER_CUBIC)
+    levels = np.rint(np.clip(map_, 0, 1) * 255).astype(np.uint8)
+    # Fine cells that lie in the image, and of these the rectangle around all that can be seen, with one more around it.
+    sx, sy = region.w / levels.shape[1], region.h / levels.shape[0]
     height, width = image.shape[:2]
-    x1, y1, x2, y2 = (round(v) for v in (region.x, region.y, region.x + region.w, region.y + region.h))
-    left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
+    x0, y0 = max(math.floor(-region.x / sx), 0), max(math.floor(-region.y / sy), 0)
+    x1, y1 = math.ceil((width - region.x) / sx), math.ceil((height - region.y) / sy)
+    x, y, w, h = cv2.boundingRect((levels[y0 : max(y1, 0), x0 : max(x1, 0)] >= _FAINT).astype(np.uint8))
+    if not w:
+        return
+    y1, x1 = min(y0 + y + h + 1, levels.shape[0]), min(x0 + x + w + 1, levels.shape[1])
+    y0, x0 = max(y0 + y - 1, 0), max(x0 + x - 1, 0)
+    left, top = round(region.x + x0 * sx), round(region.y + y0 * sy)
+    right, bottom = round(region.x + x1 * sx), round(region.y + y1 * sy)
+    inside = slice(max(-top, 0), height - top), slice(max(-left, 0), width - left)
     if right <= left or bottom <= top:
         return
-    rows, columns = heatmap.shape
-    # Sampled at the pixels' centres, only where the region lies in the image: the region may be far larger.
-    x = ((np.arange(left, right) + 0.5 - region.x) / region.w * columns - 0.5).astype(np.float32)
-    y = ((np.arange(top, bottom) + 0.5 - region.y) / region.h * rows - 0.5).astype(np.float32)
-    grid_x, grid_y = np.meshgrid(x, y)
-    values = np.ascontiguousarray(np.nan_to_num(heatmap), np.float32)
-    response = np.clip(cv2.remap(values, grid_x, grid_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE), 0, 1)
+    colours, rest = (
+        cv2.resize(table[levels[y0:y1, x0:x1]], (right - left, bottom - top))[inside] for table in _heat_tables(heat)
+    )
+    patch = image[max(top, 0) : bottom, max(left, 0) : right]
+    cv2.add(cv2.multiply(patch, rest, scale=1 / 255), colours, dst=patch)
+
+
+@functools.cache
+def _heat_tables(heat: float) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """For each level of the response: its colour times its opacity, and 255 times what is left of the image."""
+    levels = np.arange(256) / 255
     # The upper end of the colour map is a dark red that would read as a low value on a dark image.
-    colours = cv2.applyColorMap((response * 222).astype(np.uint8), cv2.COLORMAP_TURBO)
-    alpha = (response**1.5 * heat)[..., None]
-    patch = image[top:bottom, left:right]
-    patch[:] = (patch * (1 - alpha) + colours * alpha).astype(np.uint8)
+    turbo = cv2.applyColorMap((levels * 222).astype(np.uint8)[:, None], cv2.COLORMAP_TURBO)[:, 0]
+    alpha = (levels**1.5 * heat)[:, None]
+    alpha[:_FAINT] = 0
+    rest = np.repeat(255 * (1 - alpha), 3, axis=1)
+    return np.rint(turbo * alpha).astype(np.uint8), np.rint(rest).astype(np.uint8)
 
 
 def _corners(box: Box) -> tuple[int, int, int, int]:
@@ -111,8 +140,14 @@ def _rectangle(image: Frame, box: Box, colour: Colour, thickness: int, alpha: fl
         left, right = max(a - thickness // 2, 0), min(c + (thickness + 1) // 2, width)
         top, bottom = max(b - thickness // 2, 0), min(d + (thickness + 1) // 2, height)
         if left < right and top < bottom:
-            edge = image[top:bottom, left:right]
-            edge[:] = (edge * (1 - alpha) + np.array(colour) * alpha).astype(np.uint8)
+            _tint(image[top:bottom, left:right], colour, alpha)
+
+
+def _tint(patch: Frame, colour: Colour, alpha: float) -> None:
+    """Lay a colour over a part of an image."""
+    flat = np.empty_like(patch)
+    flat[:] = colour
+    cv2.addWeighted(patch, 1 - alpha, flat, alpha, 0, dst=patch)
 
 
 def _brackets(image: Frame, box: Box, colour: Colour, thickness: int) -> None:
@@ -169,8 +204,7 @@ def _panel(image: Frame, state: TrackState, estimate: Estimate | None, caption: 
             shown.append(text)
             room -= need
 
-    strip = image[: min(bar, height)]
-    strip[:] = (strip * 0.35 + np.array(_PANEL) * 0.65).astype(np.uint8)
+    _tint(image[: min(bar, height)], _PANEL, 0.65)
     middle = bar // 2
     y = middle + line // 2
     cv2.circle(image, (pad + dot, middle), dot, colour, -1, cv2.LINE_AA)

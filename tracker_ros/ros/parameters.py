@@ -70,6 +70,9 @@ class NodeOptions:
     service_timeout: float = _parameter(
         5.0, "seconds after which a service answers even if the tracker is still busy", low=0.1, high=600.0
     )
+    silence: float = _parameter(
+        2.0, "seconds without an image, or without a result, after which status says STALE", low=0.1, high=600.0
+    )
     heatmap_stride: int = _parameter(
         8, "image pixels for each cell of the heatmap topic", name="heatmap.stride", low=1, high=64
     )

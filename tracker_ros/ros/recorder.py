@@ -27,7 +27,7 @@ from vision_msgs.msg import Detection2D
 
 from tracker_ros import images
 from tracker_ros.files import clear, note, opencv_path, refuse_overwriting
-from tracker_ros.geometry.boxes import InvalidBox
+from tracker_ros.geometry.boxes import Box, InvalidBox
 from tracker_ros.ros import messages, recording
 from tracker_ros.ros.parameters import InvalidParameter, Spec, declare
 from tracker_ros.ros.recording import Artist, Entry, Result, Sent, Timeline, VideoFile
@@ -84,6 +84,7 @@ class Recorder(Node):
         self._device: dict[str, str] = {}
         self._lock = threading.Lock()
         self._finishing = False
+        self._last_box: Box | None = None
         self._last_news = time.monotonic()
         self._closed = threading.Event()
         self._failure: Exception | None = None
@@ -160,9 +161,12 @@ class Recorder(Node):
         with self._lock:
             entry = self._timeline.at(stamp)
             entry.box, entry.latency = box, latency
+            self._last_box = box
 
     def _on_status(self, message: TrackStatus) -> None:
         self._last_news = time.monotonic()
+        if message.state == TrackStatus.STALE:
+            return  # It is about no image of its own.
         result = Result(
             state=TrackState(message.state),
             score=float(message.score),
@@ -172,7 +176,10 @@ class Recorder(Node):
             counts=(message.frames_received, message.frames_processed, message.frames_dropped),
         )
         with self._lock:
-            self._timeline.add_result(messages.stamp_to_ns(message.header.stamp), result)
+            stamp = messages.stamp_to_ns(message.header.stamp)
+            self._timeline.add_result(stamp, result)
+            if result.state is TrackState.LOST:  # Nothing is detected; what is drawn is where it was last.
+                self._timeline.at(stamp).box = self._last_box
 
     def _on_truth(self, message: Detection2D) -> None:
         with self._lock:

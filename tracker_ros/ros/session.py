@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
@@ -53,8 +54,16 @@ class Session:
         """Width and height of the image that the track started on."""
         return self._size
 
-    def start(self, frame: Frame, box: Sequence[float], target_id: str) -> None:
+    def start(
+        self, frame: Frame, box: Sequence[float], target_id: str, commit: Callable[[], bool] = lambda: True
+    ) -> bool:
         """Start on `frame` (HxWx3 uint8, BGR) with `box` (x, y, w, h in pixels), replacing the target before.
+
+        Starting takes a while. `commit` is asked after it, just before the target is replaced: when it says False,
+        the request was withdrawn meanwhile, and the target before stays.
+
+        Returns:
+            What `commit` said.
 
         Raises:
             InvalidBox: the box is not one that a track can start on; the target before stays.
@@ -67,15 +76,22 @@ class Session:
             target = self.tracker.start(frame, [checked])[0]
         except Exception as error:
             raise TrackerFailed(f"{self.tracker.name} could not start on {_text(checked)}: {_reason(error)}") from error
+        if not commit():
+            return False
         self._target = target
         self._frame = frame
         self._size = (width, height)
         self.target_id = target_id
         self.frames_since_seen = 0
         self.estimate = Estimate(checked, 1.0, TrackState.TRACKING, checked)
+        return True
 
-    def step(self, frame: Frame) -> Estimate:
+    def step(self, frame: Frame, plausible: bool = True) -> Estimate:
         """Find the target in the next frame (HxWx3 uint8, BGR).
+
+        Args:
+            frame: HxWx3 uint8, BGR.
+            plausible: False where the frame can't show any target: then TRACKING becomes UNCERTAIN.
 
         Returns:
             The estimate in pixels of `frame`.
@@ -108,6 +124,8 @@ class Session:
                 estimate.heatmap,
                 estimate.cues,
             )
+        if not plausible and estimate.state is TrackState.TRACKING:
+            estimate = dataclasses.replace(estimate, state=TrackState.UNCERTAIN)
         self._frame = frame
         self.estimate = estimate
         self.frames_since_seen = 0 if estimate.state is TrackState.TRACKING else self.frames_since_seen + 1

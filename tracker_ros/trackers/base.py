@@ -65,9 +65,14 @@ def option(
     low: float | None = None,
     high: float | None = None,
     choices: Sequence[str] | None = None,
+    live: bool = False,
 ) -> Any:
-    """A field of an options dataclass with its description and the values that it takes (`low` <= value <= `high`)."""
-    metadata = {"help": help, "low": low, "high": high, "choices": None if choices is None else tuple(choices)}
+    """A field of an options dataclass with its description and the values that it takes (`low` <= value <= `high`).
+
+    A `live` one is read anew in every frame, so that it may change while targets are tracked.
+    """
+    allowed = None if choices is None else tuple(choices)
+    metadata = {"help": help, "low": low, "high": high, "choices": allowed, "live": live}
     if isinstance(default, list | dict):
         raise TypeError("an option's default must be immutable; use a tuple")
     return field(default=default, metadata=metadata)
@@ -147,18 +152,30 @@ class TrackerOptions(Settings):
 
     device: str = option("auto", "where to run: auto (CUDA where there is one), cpu, cuda or cuda:N")
     weights: str = option("", "weights file (.safetensors); empty: the ones that the package ships")
-    heatmap: bool = option(True, "compute the response map of every frame")
+    heatmap: bool = option(True, "compute the response map of every frame", live=True)
     good_score: float = option(
-        0.6, "score from which the target is surely seen; higher: more frames are UNCERTAIN", low=0.0, high=1.0
+        0.6,
+        "score from which the target is surely seen; higher: more frames are UNCERTAIN",
+        low=0.0,
+        high=1.0,
+        live=True,
     )
     bad_score: float = option(
-        0.3, "score below which it is not seen; higher: it is LOST sooner, and wrong boxes are rarer", low=0.0, high=1.0
+        0.3,
+        "score below which it is not seen; higher: it is LOST sooner, and wrong boxes are rarer",
+        low=0.0,
+        high=1.0,
+        live=True,
     )
     regain_score: float = option(
-        0.8, "score that a lost target must reach; higher: look-alikes are taken for it less often", low=0.0, high=1.0
+        0.8,
+        "score that a lost target must reach; higher: look-alikes are taken for it less often",
+        low=0.0,
+        high=1.0,
+        live=True,
     )
     lost_after: int = option(
-        5, "frames without the target until it is LOST; higher: short covers are borne", low=1, high=300
+        5, "frames without the target until it is LOST; higher: short covers are borne", low=1, high=300, live=True
     )
     design: Design = Design()
 
@@ -212,6 +229,19 @@ class Tracker(ABC, Generic[TargetT]):
     @abstractmethod
     def step(self, frame: Frame, targets: Sequence[TargetT]) -> list[Estimate]:
         """Find every target in the next frame and update its state. Returns one estimate a target, in order."""
+
+    def reconfigure(self, options: TrackerOptions) -> bool:
+        """Take over `options` if only live ones differ; the targets keep their tracks.
+
+        Returns:
+            Whether it did; otherwise nothing has changed, and the tracker must be built anew.
+        """
+        changed = [f for f in options.options() if getattr(options, f.name) != getattr(self.options, f.name, None)]
+        alike = type(options) is type(self.options) and options.design == self.options.design
+        if not alike or not all(f.metadata["live"] for f in changed):
+            return False
+        self.options = options
+        return True
 
     def warm_up(self, width: int = 640, height: int = 480) -> None:
         """Run once on a synthetic image, so that the first real frame is not the slow one."""

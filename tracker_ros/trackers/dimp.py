@@ -112,13 +112,21 @@ class DiMPOptions(SearchOptions):
         low=2.0, high=12.0,
     )  # fmt: skip
     update_interval: int = option(
-        20, "frames between regular updates; higher: cheaper, and slower to learn a new look", low=1, high=1000
+        20,
+        "frames between regular updates; higher: cheaper, and slower to learn a new look",
+        low=1,
+        high=1000,
+        live=True,
     )
     learning_rate: float = option(
-        0.01, "weight of a new sample; higher: a new look is learned sooner, an old one forgotten", low=1e-4, high=0.5
+        0.01,
+        "weight of a new sample; higher: a new look is learned sooner, an old one forgotten",
+        low=1e-4,
+        high=0.5,
+        live=True,
     )
     refinement_iterations: int = option(
-        5, "gradient-ascent steps of the boxes; more: tighter and slower; 0: the size stays", low=0, high=50
+        5, "gradient-ascent steps of the boxes; more: tighter and slower; 0: the size stays", low=0, high=50, live=True
     )
     design: DiMPDesign = DiMPDesign()
 

@@ -100,19 +100,29 @@ class GuidedOptions(SearchOptions):
     )
     seed: int = option(0, "seed of the first frame's augmentation", low=0)
     update_interval: int = option(
-        5, "frames between updates, T; higher: cheaper, and slower to learn a new look", low=1, high=1000
+        5, "frames between updates, T; higher: cheaper, and slower to learn a new look", low=1, high=1000, live=True
     )
     learn_score: float = option(
-        0.7, "score of a frame that is learned from; higher: less is learned, and less that is wrong", low=0.0, high=1.0
+        0.7,
+        "score of a frame that is learned from; higher: less is learned, and less that is wrong",
+        low=0.0,
+        high=1.0,
+        live=True,
     )
     anchor_weight: float = option(
-        0.3, "weight lambda of the first frame (eq. 4); higher: drifts less, follows changes less", low=0.0, high=1.0
+        0.3,
+        "weight lambda of the first frame (eq. 4); higher: drifts less, follows changes less",
+        low=0.0,
+        high=1.0,
+        live=True,
     )
     window_influence: float = option(
         0.3, "share of the cosine window; higher: look-alikes far away are ignored, fast motion is lost", low=0.0,
-        high=1.0,
+        high=1.0, live=True
     )  # fmt: skip
-    size_rate: float = option(0.275, "how fast the size follows; higher: faster, less steady", low=0.0, high=1.0)
+    size_rate: float = option(
+        0.275, "how fast the size follows; higher: faster, less steady", low=0.0, high=1.0, live=True
+    )
     design: GuidedDesign = GuidedDesign()
 
 

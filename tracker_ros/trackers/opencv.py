@@ -49,7 +49,14 @@ class OpenCVOptions(TrackerOptions):
         "1: it is looked for at its last place only",
         low=0.0,
         high=1.0,
+        live=True,
     )
+
+    def __post_init__(self) -> None:
+        """Check the options; see `Settings`."""
+        super().__post_init__()
+        if self.bad_score > self.good_score:
+            raise InvalidOption(f"bad_score {self.bad_score} must not exceed good_score {self.good_score}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +131,6 @@ class OpenCVTracker(Tracker[OpenCVTarget]):
     def __init__(self, name: str, options: OpenCVOptions) -> None:
         super().__init__(name, options)
         self.timer: NullTimer = NULL_TIMER
-        if options.bad_score > options.good_score:
-            raise InvalidOption(f"bad_score {options.bad_score} must not exceed good_score {options.good_score}")
         self._make = _maker(name, options)
         self._has_score = isinstance(options, NanoOptions | VitOptions)
         if self._has_score:
@@ -151,20 +156,26 @@ class OpenCVTracker(Tracker[OpenCVTarget]):
         Raises:
             InvalidBox: OpenCV can't start on a box.
         """
-        thresholds = ConfidenceThresholds(
-            good_score=self.options.good_score,
-            bad_score=self.options.bad_score,
-            regain_score=self.options.good_score,
-            lost_after=float(self.options.lost_after),
-            weak_doubt=0.1,
-        )
         targets = []
         for box in boxes:
             tracker, origin = self._begin(frame, box)
             targets.append(
-                OpenCVTarget(tracker, origin, box, box, box, Appearance(frame, box), ConfidenceMonitor(thresholds))
+                OpenCVTarget(
+                    tracker, origin, box, box, box, Appearance(frame, box), ConfidenceMonitor(self.thresholds())
+                )
             )
         return targets
+
+    def thresholds(self) -> ConfidenceThresholds:
+        """What the state machine decides by."""
+        o = self.options
+        return ConfidenceThresholds(
+            good_score=o.good_score,
+            bad_score=o.bad_score,
+            regain_score=o.good_score,
+            lost_after=float(o.lost_after),
+            weak_doubt=0.1,
+        )
 
     def step(self, frame: Frame, targets: Sequence[OpenCVTarget]) -> list[Estimate]:
         """Update every target's OpenCV tracker and judge what it found; see `Tracker.step`."""
@@ -180,6 +191,7 @@ class OpenCVTracker(Tracker[OpenCVTarget]):
                 again = self._search(frame, target)
                 if again is not None:
                     found, likeness, score = again
+            target.monitor.thresholds = self.thresholds()
             state = target.monitor.update(Cues(score))
         with self.timer.stage("update"):
             if state is TrackState.LOST:

@@ -60,6 +60,7 @@ class SearchOptions(TrackerOptions):
         "windows searched a frame while the target is LOST; more find it sooner and cost more; 0: its last place only",
         low=0,
         high=16,
+        live=True,
     )
     design: SearchDesign = SearchDesign()
 
@@ -334,6 +335,7 @@ class SearchTracker(Tracker[TargetT]):
         distractor = float(np.clip(found.second / found.score, 0, 1)) if found.score > 0 else 1.0
         sharpness = float(np.clip(found.focus, 0, 1))
         counted = self.book.counted(score, visible, self.options.bad_score)
+        target.monitor.thresholds = self.thresholds()
         state = target.monitor.update(Cues(counted, distractor, sharpness))
         if state is not TrackState.LOST:
             target.candidate = False

@@ -75,13 +75,15 @@ class SiameseOptions(SearchOptions):
         high=767,
     )  # fmt: skip
     penalty: float = option(
-        0.05, "penalty of a sudden change of size or ratio; higher: steadier boxes", low=0.0, high=2.0
+        0.05, "penalty of a sudden change of size or ratio; higher: steadier boxes", low=0.0, high=2.0, live=True
     )
     window_influence: float = option(
         0.42, "share of the cosine window; higher: look-alikes far away are ignored, fast motion is lost", low=0.0,
-        high=1.0,
+        high=1.0, live=True
     )  # fmt: skip
-    size_rate: float = option(0.38, "how fast the size follows; higher: faster, less steady", low=0.0, high=1.0)
+    size_rate: float = option(
+        0.38, "how fast the size follows; higher: faster, less steady", low=0.0, high=1.0, live=True
+    )
     design: SiameseDesign = SiameseDesign()
 
     def __post_init__(self) -> None:

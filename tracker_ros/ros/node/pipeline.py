@@ -1,0 +1,235 @@
+"""One configured tracker at work: its session and its worker thread, from an image to what is published of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+from rclpy.lifecycle import LifecycleNode
+from std_msgs.msg import Header
+
+from tracker_ros import images
+from tracker_ros.geometry.boxes import Box
+from tracker_ros.ros import diagnostics
+from tracker_ros.ros.frame_buffer import Received, catch_up
+from tracker_ros.ros.mailbox import Counts
+from tracker_ros.ros.node.outputs import Outputs, Report
+from tracker_ros.ros.node.stream import ImageStream
+from tracker_ros.ros.parameters import NodeOptions
+from tracker_ros.ros.session import Session, TrackerFailed
+from tracker_ros.ros.text import printable
+from tracker_ros.ros.worker import Command, Worker
+from tracker_ros.trackers.base import Estimate, Frame, Tracker, TrackState
+
+#: Seconds between two log messages of the same kind.
+_THROTTLE = 5.0
+#: An image whose values, in each channel, all lie within so many grey levels shows nothing: no signal, a lens cap.
+_BLANK_RANGE = 16
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the worker found in one image.
+
+    Attributes:
+        estimate: of the target; None where there is none.
+        failure: why the tracker or the decoder failed, empty if they did not.
+        frame: the decoded image, None where nobody needed it.
+        blank: whether the image shows nothing at all.
+    """
+
+    estimate: Estimate | None = None
+    failure: str = ""
+    frame: Frame | None = None
+    blank: bool = False
+
+
+class Pipeline:
+    """From configuration to cleanup. `publishing` is False while the node is not active, or paused.
+
+    A thread that was left behind with a hanging tracker keeps the pipeline that it belongs to, which is closed then:
+    nothing that it does later reaches the next one.
+
+    Attributes:
+        session: the tracker and its target; only the worker touches it while it runs.
+        worker: the thread.
+        publishing: whether results are published.
+    """
+
+    def __init__(
+        self,
+        node: LifecycleNode,
+        tracker: Tracker[Any],
+        stream: ImageStream,
+        outputs: Outputs,
+        options: Callable[[], NodeOptions],
+    ) -> None:
+        self._node = node
+        self._stream = stream
+        self._outputs = outputs
+        self._options = options
+        self._warned_size = (0, 0)
+        self.publishing = False
+        self.session = Session(tracker)
+        self.worker: Worker[Received[Any], Outcome] = Worker(self._process, self._deliver, self._on_failed)
+
+    # ------------------------------------------------------------------------------------------------ on the worker
+
+    def _process(self, received: Received[Any]) -> tuple[bool, Outcome]:
+        """Find the target in one image. Returns whether it was processed, and what was found."""
+        session = self.session
+        idle = not session.active
+        try:
+            if idle and not self._outputs.annotating:
+                images.check_message(received.message)  # So that a camera that can't be used is known at once.
+                return True, Outcome()
+            frame = images.from_message(received.message)
+        except images.InvalidImage as error:
+            self._fail(str(error), decoding=True)
+            return False, Outcome(failure=str(error))
+        blank = is_blank(frame)
+        if idle:
+            return True, Outcome(frame=frame, blank=blank)
+        self._warn_of_size(frame)
+        try:
+            return True, Outcome(session.step(frame, plausible=not blank), frame=frame, blank=blank)
+        except TrackerFailed as error:
+            self._fail(str(error), decoding=False)
+            return False, Outcome(session.estimate, str(error), frame, blank)
+
+    def _fail(self, reason: str, decoding: bool) -> None:
+        self._stream.monitor.failed(time.monotonic(), reason, decoding)
+        log, reason = self._node.get_logger(), printable(reason)
+        # Two calls: rclpy throttles by the place of the call.
+        if decoding:
+            log.error(f"image on {self._stream.topic} is skipped: {reason}", throttle_duration_sec=_THROTTLE)
+        else:
+            log.error(f"{reason}; the track goes on", throttle_duration_sec=_THROTTLE)
+
+    def _warn_of_size(self, frame: Frame) -> None:
+        height, width = frame.shape[:2]
+        if (width, height) not in (self.session.start_size, self._warned_size):
+            started = "{}x{}".format(*self.session.start_size)
+            self._node.get_logger().warning(
+                f"images are now {width}x{height}, the track started on {started}; they are scaled to that size, "
+                "call init_target again to track at the new one"
+            )
+            self._warned_size = (width, height)
+
+    def _on_failed(self, error: Exception) -> None:
+        if self.publishing and self._node.context.ok():
+            reason = f"unexpected {type(error).__name__}, the node goes on: {error}"
+            self._stream.monitor.failed(time.monotonic(), reason, decoding=False)
+            self._node.get_logger().error(printable(reason), throttle_duration_sec=_THROTTLE)
+
+    def _deliver(self, received: Received[Any], outcome: Outcome, counts: Counts) -> None:
+        """Publish what was found in one image."""
+        if not self.publishing:
+            return
+        monitor, session = self._stream.monitor, self.session
+        estimate, reason = outcome.estimate, ""
+        now = self._node.get_clock().now().nanoseconds
+        latency = (now - received.stamp) / 1e9 if received.stamp else math.nan
+        if not outcome.failure:
+            monitor.processed(time.monotonic(), latency, outcome.blank)
+            if estimate is not None:
+                reason = "; ".join(
+                    [*(["the image is blank"] if outcome.blank else []), *diagnostics.sameness(*monitor.sameness())]
+                )
+        elif outcome.frame is None:
+            return  # Nothing can be said of an image that can't be decoded.
+        else:
+            # The last box says nothing of this image: the state must not be TRACKING, nor the score the last one.
+            state = TrackState.LOST if session.state is TrackState.LOST else TrackState.UNCERTAIN
+            estimate = estimate and dataclasses.replace(estimate, score=0.0, state=state, heatmap=None)
+            reason = outcome.failure
+        report = self._report(received.message.header, estimate, latency, counts, reason, bool(outcome.failure))
+        self._outputs.publish(report)
+        if outcome.frame is not None:
+            fps = monitor.health(time.monotonic()).processed_rate if self._outputs.annotating else math.nan
+            self._outputs.publish_pictures(report, outcome.frame, fps, self._options().heatmap_stride)
+
+    def _report(
+        self, header: Any, estimate: Estimate | None, latency: float, counts: Counts, reason: str, failed: bool = False
+    ) -> Report:
+        session = self.session
+        return Report(
+            header=header,
+            estimate=estimate,
+            target_id=session.target_id,
+            tracker=session.tracker.name,
+            frames_since_seen=session.frames_since_seen,
+            counts=counts,
+            latency=latency,
+            reason=printable(reason),
+            failed=failed,
+        )
+
+    def start(self, command: Command, first: Received[Any], box: Box, target_id: str) -> str:
+        """Start on the image `first`, then catch up with the newest one. Returns what became of it.
+
+        Raises:
+            InvalidBox, InvalidImage, TrackerFailed: the track can't start; the one before goes on.
+        """
+        session = self.session
+        if not session.start(images.from_message(first.message), box, target_id, command.commit):
+            return "withdrawn"
+        self._warned_size = (0, 0)
+        missed = self._stream.buffer.after(first.sequence)
+        if missed and self.worker.mailbox.waiting:
+            missed.pop()  # The newest one is about to be processed anyway.
+
+        def step(index: int) -> None:
+            try:
+                session.step(images.from_message(missed[index].message))
+            except images.InvalidImage as error:
+                self._fail(str(error), decoding=True)
+            except TrackerFailed as error:
+                self._fail(str(error), decoding=False)
+
+        visited = catch_up(len(missed), step, self._options().catch_up_seconds, time.monotonic)
+        caught_up = f", caught up over {visited} of {len(missed)} later images" if missed else ""
+        return f"tracking '{target_id}' with {session.tracker.name}{caught_up}"
+
+    def stop(self, command: Command) -> str:
+        """Forget the target."""
+        if not command.commit():
+            return "withdrawn"
+        if not self.session.active:
+            return "there was no target"
+        stopped = f"stopped tracking '{self.session.target_id}'"
+        self.session.stop()
+        return stopped
+
+    def switch(self, command: Command, tracker: Tracker[Any]) -> None:
+        """Go on with another tracker."""
+        had_target = self.session.active
+        remark = self.session.replace_tracker(tracker)
+        text = printable(f"now tracking with {tracker.name} on {tracker.device}" + (f"; {remark}" if remark else ""))
+        # Two calls: rclpy does not let one place in the code change its severity.
+        if had_target and not self.session.active:
+            self._node.get_logger().warning(text)
+        else:
+            self._node.get_logger().info(text)
+
+    # ---------------------------------------------------------------------------------------------- in the executor
+
+    def publish_stale(self, age: float, reason: str) -> None:
+        """Say that nothing is known of now: `age` seconds since the last image."""
+        last = self._stream.last
+        header = last.header if last is not None else Header()
+        self._outputs.publish_stale(self._report(header, None, age, self.worker.mailbox.counts, reason))
+
+
+def is_blank(frame: Frame) -> bool:
+    """Whether an image (HxWx3 uint8) is of one even colour."""
+    sample = frame[::16, ::16].reshape(-1, 3)
+    if (sample.max(0).astype(int) - sample.min(0)).max() >= _BLANK_RANGE:
+        return False
+    # A small target on an even ground lies between the samples.
+    ranges = (cv2.minMaxLoc(cv2.extractChannel(frame, channel))[:2] for channel in range(3))
+    return all(high - low < _BLANK_RANGE for low, high in ranges)
