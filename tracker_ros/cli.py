@@ -25,6 +25,7 @@ from tracker_ros.files import plain, refuse_overwriting
 COMMANDS = {
     "demo": ("tracker_ros.demo", "track a target in a simulated flight, a video, images or a webcam"),
     "evaluate": ("tracker_ros.evaluation.command", "measure trackers on sequences with known boxes"),
+    "rules": ("tracker_ros.evaluation.rules", "measure what each of our own rules is worth to a tracker"),
     "long-run": ("tracker_ros.evaluation.long_run", "measure whether trackers get worse the longer they track"),
     "benchmark": ("tracker_ros.evaluation.benchmark", "measure the time and memory that a tracker takes"),
     "figures": ("tracker_ros.evaluation.figures", "make the table of the shipped trackers' figures of reports"),

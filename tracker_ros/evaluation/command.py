@@ -29,6 +29,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tracker", nargs="+", required=True, metavar="NAME",
         help="trackers; NAME:field=value,... changes options, so that one tracker can run in several forms",
     )  # fmt: skip
+    add_sequence_arguments(parser)
+    parser.add_argument(
+        "--protocol", choices=PROTOCOLS, default="ope",
+        help="ope: one pass from the first box; vot: new starts after failures, accuracy and robustness",
+    )  # fmt: skip
+    parser.add_argument(
+        "--realtime", type=float, metavar="FPS",
+        help="frames come at this rate: a result counts on the frame that is current when it is ready (ope only)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--calibrate", action="store_true",
+        help="suggest thresholds for the trackers' states instead of measuring them: calibration.json and .txt",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("out/evaluation"), metavar="DIR", help="where results go")
+    parser.add_argument("--resume", action="store_true", help="take results of the same options that --out has already")
+    parser.add_argument("--device", help="where the trackers run: cpu, cuda, cuda:N")
+    parser.add_argument(
+        "--set", dest="settings", action="append", default=[], metavar="FIELD=VALUE",
+        help="option of every tracker that has it, or NAME.FIELD=VALUE; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of all random generators")
+    parser.add_argument("--jobs", type=int, default=1, help="processes (timings need 1)")
+    parser.add_argument("--no-strips", action="store_true", help="no pictures of frames with boxes")
+
+
+def add_sequence_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say what to run over."""
     parser.add_argument("--sequences", type=Path, metavar="PATH", help="folder of sequences, one of them, or a rosbag2")
     parser.add_argument(
         "--flights", nargs="+", type=int, default=[], metavar="SEED",
@@ -52,32 +79,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--box", metavar="X,Y,W,H", help="rosbag2 without truth: the box to start on in the first image, pixels"
     )
     parser.add_argument(
-        "--protocol", choices=PROTOCOLS, default="ope",
-        help="ope: one pass from the first box; vot: new starts after failures, accuracy and robustness",
-    )  # fmt: skip
-    parser.add_argument(
         "--starts", type=int, default=1, metavar="N", choices=range(1, len(STARTS) + 2),
         help="starts of each sequence: from its first box, and from N - 1 that are shifted or scaled a little, as in "
         "OTB's SRE (13: all of it); one start on few sequences says little about two trackers that are close",
     )  # fmt: skip
-    parser.add_argument(
-        "--realtime", type=float, metavar="FPS",
-        help="frames come at this rate: a result counts on the frame that is current when it is ready (ope only)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--calibrate", action="store_true",
-        help="suggest thresholds for the trackers' states instead of measuring them: calibration.json and .txt",
-    )  # fmt: skip
-    parser.add_argument("--out", type=Path, default=Path("out/evaluation"), metavar="DIR", help="where results go")
-    parser.add_argument("--resume", action="store_true", help="take results of the same options that --out has already")
-    parser.add_argument("--device", help="where the trackers run: cpu, cuda, cuda:N")
-    parser.add_argument(
-        "--set", dest="settings", action="append", default=[], metavar="FIELD=VALUE",
-        help="option of every tracker that has it, or NAME.FIELD=VALUE; may be repeated",
-    )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of all random generators")
-    parser.add_argument("--jobs", type=int, default=1, help="processes (timings need 1)")
-    parser.add_argument("--no-strips", action="store_true", help="no pictures of frames with boxes")
+
+
+def load_starts(args: argparse.Namespace, on_problem: Callable[[str], object] | None = None) -> list[Sequence]:
+    """The sequences that the arguments name, once a start; see `load_sequences`."""
+    return [start for sequence in load_sequences(args, on_problem) for start in with_starts(sequence, args.starts)]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -94,8 +104,7 @@ def run(args: argparse.Namespace) -> int:
         problems.append(text)
         tqdm.write(f"tracker_ros evaluate: warning: {text}", file=sys.stderr)
 
-    loaded = load_sequences(args, on_problem)
-    sequences = [start for sequence in loaded for start in with_starts(sequence, args.starts)]
+    sequences = load_starts(args, on_problem)
     written = [args.out, args.out / "results", args.out / "strips"]
     refuse_overwriting(written, {path for sequence in sequences for path in sequence.sources})
     if args.calibrate:
@@ -104,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
         sequences = _with_truth(sequences, "--protocol vot", on_problem)
     # One that can't be built should say so now, not after the others have run.
     built = {spec.label: {"device": spec.create().device, "files": spec.files} for spec in specs}
-    with _bar(len(specs) * sum(len(s) for s in sequences)) as bar:
+    with progress(len(specs) * sum(len(s) for s in sequences)) as bar:
 
         def on_frames(label: str, frames: int) -> None:
             bar.set_description(label, refresh=False)
@@ -141,7 +150,7 @@ def _calibrate(args: argparse.Namespace, specs: list[TrackerSpec], sequences: li
     report: dict[str, Any] = {"seed": args.seed, "sequences": [s.name for s in sequences], "trackers": {}}
     report["origin"] = provenance.describe(args.command_line, built)
     args.out.mkdir(parents=True, exist_ok=True)
-    with _bar(2 * len(specs) * sum(len(s) for s in sequences)) as bar:
+    with progress(2 * len(specs) * sum(len(s) for s in sequences)) as bar:
         for spec in specs:
             bar.set_description(spec.label, refresh=False)
             samples = calibration.gather(spec, sequences, seed=args.seed, on_frame=bar.update)
@@ -155,7 +164,8 @@ def _calibrate(args: argparse.Namespace, specs: list[TrackerSpec], sequences: li
     return 0
 
 
-def _bar(frames: int) -> Any:
+def progress(frames: int) -> Any:
+    """A bar over a number of frames."""
     # In a log file, where a bar cannot be drawn over, one line every ten seconds is enough.
     return tqdm(total=frames, unit="frame", smoothing=0.05, mininterval=0.1 if sys.stderr.isatty() else 10.0)
 
