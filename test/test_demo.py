@@ -403,3 +403,37 @@ def test_names_that_opencv_and_ros_cannot_take_are_refused(tmp_path: Path, argum
     done = run_demo("--out", str(tmp_path / "out"), "--tracker", "kcf", "--box", "1,2,30,30", argument, str(path))
     assert done.returncode == 2
     assert "UTF-8" in done.stderr
+
+
+@needs_ros
+@pytest.mark.ros
+def test_what_can_be_read_of_a_damaged_source_is_tracked_and_the_rest_counted(tmp_path: Path) -> None:
+    flight = Flight(FlightOptions(seed=5, duration=2, width=320, height=240))
+    clip, video = tmp_path / "clip", tmp_path / "cut.avi"
+    clip.mkdir()
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), 30, (320, 240))
+    for k, (frame, _) in enumerate(flight):
+        writer.write(frame)
+        if k < 20:
+            cv2.imwrite(str(clip / f"{k:03d}.png"), frame)
+    writer.release()
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    box = flight.truth_at(0).box
+    assert box is not None
+    start = ",".join(f"{v:.2f}" for v in box)
+    done = run_demo("--video", str(video), "--box", start, "--tracker", "kcf", "--out", str(tmp_path / "a"))
+    assert done.returncode == 1, done.stdout + done.stderr
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert summary["frames_expected"] == 60
+    assert 0 < summary["frames_shown"] < 60
+    assert f"the source ended after {summary['frames_shown']} of 60 images" in done.stdout
+
+    (clip / "004.png").write_text("no picture")
+    (clip / "010.png").write_bytes((clip / "010.png").read_bytes()[:-30])
+    (clip / "groundtruth.txt").write_text(f"{start}\n" * 3)
+    done = run_demo("--video", str(clip), "--box", start, "--tracker", "kcf", "--out", str(tmp_path / "b"))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "2 images could not be read and were left out" in done.stdout
+    assert "3 boxes for 20 images; expected" in done.stderr
+    summary = json.loads((tmp_path / "b" / "summary.json").read_text())
+    assert {f["index"] for f in summary["frames"]} == set(range(20)) - {4, 10}

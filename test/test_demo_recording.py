@@ -238,6 +238,15 @@ def test_report_of_a_source(tmp_path: Path) -> None:
     path = tmp_path / "source.json"
     path.write_text(json.dumps({"source": "a", "fps": 30, "frames": [{"index": 0, "stamp": 5}]}))
     assert Sent.load(path).frames == [(0, 5)]
+    twice = [{"index": 0, "stamp": 5}, {"index": 0, "stamp": 7}, {"index": 2, "stamp": 9}]
+    report = {"source": "a", "fps": 30, "frames": twice, "frames_expected": 9, "frames_unreadable": 1}
+    path.write_text(json.dumps(report))
+    sent = Sent.load(path)
+    assert (sent.shown, sent.expected, sent.unreadable) == (2, 9, 1)
+    twice[1]["stamp"] = 5
+    path.write_text(json.dumps(report))
+    with pytest.raises(ValueError, match="several images have one stamp"):
+        Sent.load(path)
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"source\.json"):
         Sent.load(path)

@@ -65,7 +65,11 @@ def parse_box(text: str) -> Box:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``tracker_ros demo``."""
-    parser.add_argument("--video", default="", help="video file, folder of images, or webcam number (none: simulation)")
+    parser.add_argument(
+        "--video",
+        default="",
+        help="video, folder of images, webcam number, /dev/video0, rtsp://... (none: simulation)",
+    )
     parser.add_argument("--box", type=parse_box, help="x,y,w,h of the target in the first image (none: the true one)")
     parser.add_argument("--tracker", default="", help="preset (none: dimp18 if its weights are there, else csrt)")
     parser.add_argument("--weights", default="", help="weights file of the tracker (none: the shipped ones)")
@@ -153,16 +157,23 @@ def make_plan(args: argparse.Namespace) -> Plan:
     metadata: dict[str, Any] = {"versions": versions()}
     parameters: dict[str, Any] = {"rate": args.rate}
     if args.video:
-        from tracker_ros.ros.clips import open_clip
+        from tracker_ros.ros.clips import NO_TRUTH, InvalidTruth, open_clip
 
-        clip = open_clip(args.video)
+        try:
+            clip = open_clip(args.video)
+        except InvalidTruth as error:
+            if args.box is None:
+                raise
+            print(f"tracker_ros demo: warning: {error}; going on with --box alone", file=sys.stderr)
+            parameters["truth"] = NO_TRUTH
+            clip = open_clip(args.video, NO_TRUTH)
         refuse_overwriting(
             [out, *(out / name for name in _PRODUCTS)], [*clip.sources, *map(Path, filter(None, [args.weights]))]
         )
         try:
             box = args.box or clip.first_box()
+            picture = clip.read(0)  # A source that does not start should say so now.
             if box is None:
-                picture = clip.read(0)
                 hint = ""
                 if picture is not None:
                     clear(out, [_FIRST_IMAGE])
@@ -180,10 +191,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
             wanted = max(2, math.ceil(duration * fps))
             count = wanted if count is None else min(count, wanted)
             parameters["limit"] = count
-        if live:
-            parameters["webcam"] = int(args.video)
-        else:
-            parameters["video"] = str(Path(args.video).expanduser().resolve())
+        parameters["video"] = args.video if live else str(Path(args.video).expanduser().resolve())
         source = "video_source"
         metadata["video"] = args.video
     else:
@@ -539,12 +547,17 @@ def describe(summary: dict[str, Any], out: Path) -> str:
         lines.append(f"target away in images {absence['first_image']}-{absence['last_image']}: {said}, {found}")
     if sent and received < 0.99 * sent:
         lines.append("fewer than 99 % of the images arrived: is the machine busy, or another Fast DDS profile in use?")
+    expected, shown, unreadable = (summary.get(f"frames_{key}") or 0 for key in ("expected", "shown", "unreadable"))
+    if unreadable:
+        lines.append(f"{unreadable} images could not be read and were left out")
+    if shown + unreadable < expected:
+        lines.append(f"the source ended after {shown + unreadable} of {expected} images")
     lines.append(f"see {out / 'demo.mp4'}, {out / 'sheet.png'} and {out / 'summary.json'}")
     return "\n".join(lines)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo; returns 0 if it worked, 1 if not, 130 if it was interrupted (what there is is kept)."""
+    """Run the demo; returns 0 if it worked, 1 if not or not to the end, 130 if interrupted (what there is is kept)."""
     plan = make_plan(args)
     try:
         summary, interrupted = perform(plan)
@@ -552,7 +565,11 @@ def run(args: argparse.Namespace) -> int:
         print(f"tracker_ros demo: {error}", file=sys.stderr)
         return 1
     print(describe(summary, args.out))
-    return 130 if interrupted else 0
+    if interrupted:
+        return 130
+    # A container's count may be off by a little; what is missing beyond that is a fault.
+    expected = summary["frames_expected"]
+    return int(bool(expected) and summary["frames_shown"] < 0.98 * expected)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

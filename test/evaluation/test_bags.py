@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import re
 import sqlite3
 import subprocess
 import sys
@@ -201,6 +202,57 @@ def test_a_message_that_is_cut_short_is_named(tmp_path: Path, write_bag) -> None
         database.execute("UPDATE messages SET data = substr(data, 1, 40)")
     with pytest.raises(InvalidSequence, match="cut' has a message that can't be read"):
         bags.load_bag(path, box=Box(1, 2, 10, 10))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("old.bag", r"is of ROS 1: run `rosbags-convert --src .*old\.bag --dst .*old`"),
+        ("crash.bag.active", r"is of ROS 1: run `rosbag reindex .*crash\.bag\.active` and `rosbags-convert"),
+        ("run_0.mcap.zstd", r"is compressed: run `zstd -d .*run_0\.mcap\.zstd`"),
+        ("run/run_0.mcap", r"has no metadata\.yaml: run `ros2 bag reindex .*run -s mcap`, or name .*run_0\.mcap"),
+        ("run/run_0.db3", r"has no metadata\.yaml: run `ros2 bag reindex .*run -s sqlite3`, or name .*run_0\.db3"),
+    ],
+)
+def test_recordings_that_need_something_first_say_what_to_run(tmp_path: Path, name: str, words: str, capsys) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"#ROSBAG V2.0\n")
+    path = file.parent if "/" in name else file
+    assert bags.is_bag(path)
+    assert cli.main(["evaluate", "--tracker", "csrt", "--sequences", str(path), "--box", "1,2,9,9"]) == 2
+    assert re.search(words, capsys.readouterr().err)
+
+
+@needs_rosbags
+def test_stamps_that_are_not_unique_join_nothing(write_bag) -> None:
+    still = [("/camera", 10**9 + i, _image(0, 10 * i)) for i in range(3)]  # a camera that does not stamp its images
+    path = write_bag("unstamped", [*still, ("/truth", 10**9, _detection(0, (1, 2, 8, 8)))])
+    with pytest.raises(InvalidSequence, match=r"3 images on '/camera' .* have the stamp 0 ns"):
+        bags.load_bag(path, truth_topic="/truth")
+    assert len(bags.load_bag(path, box=Box(1, 2, 10, 10))) == 3, "without a truth there is nothing to join"
+    twice = [*_flight(), ("/truth", 2 * 10**9, _detection(10**9 + 10**8, (30, 20, 8, 6)))]
+    with pytest.raises(InvalidSequence, match="different boxes with the stamp 1100000000 ns"):
+        bags.load_bag(write_bag("two targets", twice), truth_topic="/truth")
+    same = [*_flight(), ("/truth", 2 * 10**9, _detection(10**9 + 10**8, (11.25, 20.5, 8, 6)))]
+    assert len(bags.load_bag(write_bag("latched", same), truth_topic="/truth")) == 5
+
+
+@needs_rosbags
+def test_the_first_image_of_a_recording_sets_its_grey_scale(write_bag) -> None:
+    def thermal(ns: int, shift: int) -> Any:
+        message = _image(ns, 0, encoding="mono16", size=(32, 8))
+        values = np.arange(7400 + shift, 7656 + shift, dtype="<u2")
+        kind = type(message)
+        return kind(message.header, 8, 32, "mono16", 0, 64, values.view(np.uint8))
+
+    path = write_bag("thermal", [("/camera", i, thermal(i, 100 * i)) for i in range(3)])
+    in_order = [np.array(bags.load_bag(path, box=Box(1, 2, 10, 10)).frame(i)) for i in (0,)]
+    sequence = bags.load_bag(path, box=Box(1, 2, 10, 10))
+    last, first = sequence.frame(2), sequence.frame(0)
+    assert len(np.unique(first)) > 100
+    np.testing.assert_array_equal(first, in_order[0])
+    assert last.mean() > first.mean() + 20
 
 
 def test_folders_of_images_are_no_recordings(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -29,9 +30,32 @@ IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 TRUTH_TYPE = "vision_msgs/msg/Detection2D"
 
 
+_STORAGE = (".mcap", ".db3")
+
+
 def is_bag(path: Path) -> bool:
-    """Whether `path` is a recording: a folder with a ``metadata.yaml``, or a file ``*.mcap`` or ``*.db3``."""
-    return (path / "metadata.yaml").is_file() or (path.suffix in (".mcap", ".db3") and path.is_file())
+    """Whether `path` is a recording: a folder with a ``metadata.yaml``, or a file ``*.mcap`` or ``*.db3``.
+
+    Also one that `load_bag` refuses with what to do: of ROS 1, compressed as a whole, or without its metadata.
+    """
+    return (path / "metadata.yaml").is_file() or bool(_remedy(path)) or (path.suffix in _STORAGE and path.is_file())
+
+
+def _remedy(path: Path) -> str:
+    """What to run before a recording can be read; empty where it can be, or is none."""
+    if path.is_dir():
+        parts = [part for part in sorted(path.iterdir()) if part.suffix in _STORAGE]
+        if not parts or (path / "metadata.yaml").is_file():
+            return ""
+        storage = "mcap" if parts[0].suffix == ".mcap" else "sqlite3"
+        return f"has no metadata.yaml: run `ros2 bag reindex {path} -s {storage}`, or name {parts[0]}"
+    if path.suffix == ".bag" or path.name.endswith(".bag.active"):
+        fix = f"`rosbag reindex {path}` and " if path.suffix == ".active" else ""
+        target = path.with_name(path.name.partition(".bag")[0])
+        return f"is of ROS 1: run {fix}`rosbags-convert --src {path} --dst {target}` (pip install rosbags)"
+    if path.suffix == ".zstd" and path.with_suffix("").suffix in _STORAGE:
+        return f"is compressed: run `zstd -d {path}`, or name the folder with its metadata.yaml"
+    return ""
 
 
 class BagImages:
@@ -91,8 +115,12 @@ def load_bag(
     Raises:
         ImportError: ``rosbags`` is not installed.
         InvalidSequence: no recording, no such topic, a topic of another type, both or none of `truth_topic` and `box`,
-            no image that has a detection's stamp, or a rotated box.
+            no image that has a detection's stamp, a stamp that several images or different boxes have, or a rotated
+            box.
     """
+    remedy = _remedy(path)
+    if remedy:
+        raise InvalidSequence(f"the recording '{path}' {remedy}")
     if (truth_topic is None) == (box is None):
         raise InvalidSequence(
             f"'{path}' needs either the topic of the truth, a Detection2D (--truth-topic), "
@@ -108,16 +136,26 @@ def load_bag(
                     f"'{path}' has no message definitions (few sqlite3 recordings do) and {TRUTH_TYPE} is not known: "
                     "source a ROS that has vision_msgs, or convert the recording to mcap"
                 )
-        times, stamps, boxes = [], [], {}
+        times, stamps = [], []
+        boxes: dict[int, tuple[float, ...]] = {}
         for topic, time, message in _messages(reader, (image_topic, truth_topic)):
             stamp = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
             if topic == image_topic:
                 times.append(time)
                 stamps.append(stamp)
             else:
-                boxes[stamp] = _row(message.bbox, f"'{truth_topic}' in '{path}'")
+                row = _row(message.bbox, f"'{truth_topic}' in '{path}'")
+                if not np.array_equal(boxes.setdefault(stamp, row), row, equal_nan=True):
+                    raise InvalidSequence(f"'{truth_topic}' in '{path}' has different boxes with the stamp {stamp} ns")
     if not times:
         raise InvalidSequence(f"'{image_topic}' in '{path}' has no images")
+    if box is None:
+        stamp, several = Counter(stamps).most_common(1)[0]
+        if several > 1:
+            raise InvalidSequence(
+                f"{several} images on '{image_topic}' in '{path}' have the stamp {stamp} ns, so nobody can tell to "
+                "which of them a box belongs: record them with stamps of their own, or give the first box (--box)"
+            )
     truth = np.full((len(times), 4), np.nan)
     if box is not None:
         truth[0] = box

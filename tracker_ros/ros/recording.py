@@ -344,11 +344,23 @@ def write_sheet(path: Path, video: VideoFile, entries: Sequence[Entry]) -> None:
 
 @dataclass(slots=True)
 class Sent:
-    """What the source says that it sent: nominal rate (Hz) and the index and stamp (ns) of each image."""
+    """What the source says that it sent: nominal rate (Hz) and the index and stamp (ns) of each image.
+
+    Attributes:
+        expected: images that it should have had; None where nobody knows.
+        unreadable: images that could not be read, and were left out.
+    """
 
     source: str = ""
     fps: float = math.nan
     frames: list[tuple[int, int]] = field(default_factory=list)
+    expected: int | None = None
+    unreadable: int = 0
+
+    @property
+    def shown(self) -> int:
+        """Images that were sent; one that was sent several times counts once."""
+        return len({index for index, _ in self.frames})
 
     @classmethod
     def load(cls, path: Path) -> Sent:
@@ -360,7 +372,11 @@ class Sent:
         try:
             data = json.loads(path.read_text())
             frames = [(int(f["index"]), int(f["stamp"])) for f in data["frames"]]
-            return cls(str(data["source"]), float(data["fps"]), frames)
+            if len({stamp for _, stamp in frames}) < len(frames):
+                raise ValueError("several images have one stamp, so nobody can tell them apart")
+            expected = data.get("frames_expected")
+            counts = None if expected is None else int(expected), int(data.get("frames_unreadable", 0))
+            return cls(str(data["source"]), float(data["fps"]), frames, *counts)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' is not the report of an image source: {error}") from error
 
@@ -392,6 +408,9 @@ def summarize(entries: Sequence[Entry], sent: Sent | None) -> dict[str, Any]:
 
     summary: dict[str, Any] = {
         "tracker": next((e.result.tracker for e in reversed(results) if e.result), None),
+        "frames_expected": None if sent is None else sent.expected,
+        "frames_shown": None if sent is None else sent.shown,
+        "frames_unreadable": None if sent is None else sent.unreadable,
         "frames_sent": None if sent is None else len(sent.frames),
         "frames_received": received,
         "frames_processed": processed,

@@ -21,7 +21,7 @@ from vision_msgs.msg import Detection2D, ObjectHypothesisWithPose
 
 from tracker_ros.files import refuse_overwriting
 from tracker_ros.ros import messages
-from tracker_ros.ros.clips import Clip, InvalidSource, Picture
+from tracker_ros.ros.clips import Clip, InvalidSource, Picture, UnreadableImage
 from tracker_ros.ros.parameters import InvalidParameter, Spec, declare
 from tracker_ros.trackers.base import Frame
 from tracker_ros_interfaces.msg import TrackStatus
@@ -98,6 +98,7 @@ class ImageSource(Node):
         self._wait_for_tracker = bool(self.get_parameter("wait_for_tracker").value)
         self._playing = self.get_parameter("start").value != "paused"
         self._sent: list[tuple[int, int]] = []  # index in the clip and stamp (ns) of each image
+        self._unreadable: list[int] = []
         self._answered = -1
         if self._wait_for_tracker:
             self.create_subscription(TrackStatus, "status", self._on_status, QoSProfile(depth=50))
@@ -110,7 +111,7 @@ class ImageSource(Node):
         """Publish until the clip ends (or for ever, with ``loop``), then write the report.
 
         Raises:
-            InvalidSource: an image can't be read.
+            InvalidSource: the first image can't be read, or no other one.
         """
         images = f"{self._clip.length} images" if self._clip.length else "images"
         self.get_logger().info(f"{self._clip.name}: {images} at {1 / self.period:.4g} Hz on {self._raw.topic_name}")
@@ -129,8 +130,19 @@ class ImageSource(Node):
                     due = None
                 if 0 < limit <= laps + index:
                     break
-                picture = self._clip.read(index)  # made ready ahead of its time
+                try:
+                    picture = self._clip.read(index)  # made ready ahead of its time
+                except UnreadableImage as error:
+                    if not self._sent and not index:
+                        raise  # There is nothing to start on.
+                    self.get_logger().warning(f"left out: {error}")
+                    self._unreadable.append(index)
+                    index += 1
+                    continue
                 if picture is None:
+                    whole = self._clip.length
+                    if whole is not None and index < whole:
+                        self.get_logger().warning(f"{self._clip.name} ended after {index} of {whole} images")
                     if index == 0 or not self.get_parameter("loop").value or self._clip.live:
                         break
                     laps, index = laps + index, 0
@@ -219,6 +231,12 @@ class ImageSource(Node):
         message.data.frombytes(data.tobytes())
         return message
 
+    def _expected(self) -> int | None:
+        """Images that one pass should have had; None where nobody knows."""
+        limit = int(self.get_parameter("limit").value)
+        counts = [count for count in (self._clip.length, limit) if count]
+        return min(counts) if counts else None
+
     def _report(self) -> None:
         path = str(self.get_parameter("report").value)
         if not path:
@@ -226,6 +244,8 @@ class ImageSource(Node):
         report = {
             "source": self._clip.name,
             "fps": 1 / self.period,
+            "frames_expected": self._expected(),
+            "frames_unreadable": len(set(self._unreadable)),
             "frames_sent": len(self._sent),
             "frames": [{"index": index, "stamp": stamp} for index, stamp in self._sent],
         }

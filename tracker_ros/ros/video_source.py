@@ -1,4 +1,4 @@
-"""An image source that publishes a video file, a folder of images or a webcam. Topics and services: see `source`."""
+"""An image source that publishes a video file, a folder of images, a camera or a stream; see `source`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tracker_ros.ros.parameters import Spec
 from tracker_ros.ros.source import run_source
 
 SPECS = (
-    Spec("video", "", "a video file or a folder of images", read_only=True),
+    Spec("video", "", "video file, folder of images, camera (/dev/video0) or address (rtsp://...)", read_only=True),
     Spec("webcam", -1, "number of a webcam to use instead of a video", low=-1, high=1000, read_only=True),
-    Spec("truth", "", "file of true boxes, one row x,y,w,h for each image; empty: the folder's own", read_only=True),
+    Spec("truth", "", "true boxes, one row x,y,w,h for each image; none, or empty: the folder's own", read_only=True),
 )
 
 
