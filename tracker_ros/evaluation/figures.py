@@ -202,12 +202,12 @@ def _row(name: str, own: Mapping[str, Any] | None) -> list[str] | None:
 
 def _shipped(name: str) -> Path | None:
     """Where the weights of a preset are, or would be; None for one without a network."""
-    network = getattr(registry.get(name).options, "network", None)
+    network = registry.get(name).network
     if network is None:
         return None
     from tracker_ros import weights  # it loads torch
 
-    return weights.shipped(network)
+    return weights.shipped(network.name)
 
 
 def _notes(figures: Mapping[str, Any]) -> list[str]:

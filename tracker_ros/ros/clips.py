@@ -182,7 +182,8 @@ class VideoClip(Clip):
             readable = 1 + len(list(iter(self._capture.grab, False)))
             if readable != len(self._truth):
                 raise InvalidTruth(
-                    f"of '{path}', {readable} images can be read in a row, but '{truth_file}' has {len(self._truth)} boxes: "
+                    f"of '{path}', {readable} images can be read in a row, "
+                    f"but '{truth_file}' has {len(self._truth)} boxes: "
                     "nobody can tell which box belongs to which image"
                 )
         self._open()
