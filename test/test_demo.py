@@ -432,7 +432,7 @@ def test_what_can_be_read_of_a_damaged_source_is_tracked_and_the_rest_counted(tm
     (clip / "010.png").write_bytes((clip / "010.png").read_bytes()[:-30])
     (clip / "groundtruth.txt").write_text(f"{start}\n" * 3)
     done = run_demo("--video", str(clip), "--box", start, "--tracker", "kcf", "--out", str(tmp_path / "b"))
-    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert "2 images could not be read and were left out" in done.stdout
     assert "3 boxes for 20 images; expected" in done.stderr
     summary = json.loads((tmp_path / "b" / "summary.json").read_text())

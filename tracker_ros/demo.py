@@ -568,8 +568,8 @@ def run(args: argparse.Namespace) -> int:
     if interrupted:
         return 130
     # A container's count may be off by a little; what is missing beyond that is a fault.
-    expected = summary["frames_expected"]
-    return int(bool(expected) and summary["frames_shown"] < 0.98 * expected)
+    come = summary["frames_shown"] + summary["frames_unreadable"]
+    return int(come < 0.98 * (summary["frames_expected"] or 0))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
