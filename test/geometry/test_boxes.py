@@ -42,7 +42,11 @@ def test_clip() -> None:
         ((10, 10, 0, 10), "zero"),
         ((10, 10, -5, 10), "negative"),
         ((10, 10, 3.9, 10), "too small"),
-        ((0, 0, 641, 10), "larger than the image"),
+        ((0, 0, 705, 10), "larger than the image"),
+        ((-200, 10, 1000, 10), "larger than the image"),
+        ((-75, 10, 100, 50), "mostly outside the image .25% is inside"),
+        ((600, 450, 100, 100), "mostly outside the image .12% is inside"),
+        ((0, -3, 20, 4), "mostly outside"),
         ((700, 10, 50, 50), "outside the image"),
         ((-100, 10, 50, 50), "outside the image"),
         ((1, 2, 3), "four numbers"),
@@ -51,6 +55,21 @@ def test_clip() -> None:
 def test_refusals_say_what_is_wrong(box: tuple[float, ...], reason: str) -> None:
     with pytest.raises(InvalidBox, match=reason):
         validate_init_box(box, 640, 480)
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ((-0.3, 60, 640.6, 80), (0, 60, 640, 80)),
+        ((-20, -10, 680, 500), (0, 0, 640, 480)),
+        ((5, 470.5, 645, 8), (5, 470.5, 635, 8)),
+        ((10, 0, 20, 480.001), (10, 0, 20, 480)),
+        ((-3, -2, 40, 500), (-3, 0, 40, 480)),
+        ((0, 0, 640, 480), (0, 0, 640, 480)),
+    ],
+)
+def test_a_box_a_little_larger_than_the_image_is_clipped(box: tuple[float, ...], expected: tuple[float, ...]) -> None:
+    assert validate_init_box(box, 640, 480) == pytest.approx(expected)
 
 
 def test_a_box_half_outside_is_accepted() -> None:

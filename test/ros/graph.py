@@ -79,6 +79,7 @@ class PuppetOptions(TrackerOptions):
     mode: str = option("calm", "a choice", choices=("calm", "wild"))
     count: int = option(3, "a whole number", low=1, high=9)
     update: str = option("none", "update policy", choices=("none", "often"))
+    in_place: bool = option(False, "whether options change in place")
 
 
 class PuppetTracker(Tracker):
@@ -91,6 +92,12 @@ class PuppetTracker(Tracker):
         self.puppet = puppet
         puppet.loads += 1
         puppet.hold_load.wait(TIMEOUT)
+
+    def reconfigure(self, options: PuppetOptions) -> bool:
+        if not (self.options.in_place and options.in_place) or options.mode != self.options.mode:
+            return False
+        self.options = options
+        return True
 
     def warm_up(self, width: int = 640, height: int = 480) -> None:
         pass
@@ -177,12 +184,24 @@ class Graph:
         self._stack.callback(end)
         return node
 
+    def other(self, name: str) -> Node:
+        """A further node in a context of its own."""
+        return self._spin(lambda context: Node(name, context=context))
+
     # ------------------------------------------------------------------------------------------- the node under test
 
     def start(
-        self, *topics: str, active: bool = True, cli_arguments: list[str] | None = None, **parameters: Any
+        self,
+        *topics: str,
+        active: bool = True,
+        cli_arguments: list[str] | None = None,
+        patience: float = TIMEOUT,
+        **parameters: Any,
     ) -> TrackerNode:
-        """Start the node with `parameters` (``__`` for a dot) and listen to `topics`; waits until it is active."""
+        """Start the node with `parameters` (``__`` for a dot) and listen to `topics`.
+
+        Waits until it is active, for at most `patience` seconds.
+        """
 
         def make(name: str, options: PuppetOptions) -> PuppetTracker:
             return PuppetTracker(name, options, self.puppet)
@@ -200,7 +219,7 @@ class Graph:
         )
         self.listen("status", *topics)
         if active:
-            assert self.until(lambda: self.state() == "active")
+            assert self.until(lambda: self.state() == "active", patience)
             self.connected()
         return self.node
 
@@ -271,11 +290,18 @@ class Graph:
     def describe(self, *names: str) -> list[Any]:
         return list(self.call(DescribeParameters, "tracker/describe_parameters", names=list(names)).descriptors)
 
-    def init(self, box: Box = BOX, stamp: Time | None = None, target_id: str = "", theta: float = 0.0) -> Any:
+    def init(
+        self,
+        box: Box = BOX,
+        stamp: Time | None = None,
+        target_id: str = "",
+        theta: float = 0.0,
+        patience: float = TIMEOUT,
+    ) -> Any:
         bbox = messages.box_to_message(box)
         bbox.center.theta = theta
         header = Header() if stamp is None else Header(stamp=stamp)
-        return self.call(InitTarget, "init_target", header=header, bbox=bbox, target_id=target_id)
+        return self.call(InitTarget, "init_target", patience, header=header, bbox=bbox, target_id=target_id)
 
     def stop(self) -> Any:
         return self.call(Trigger, "stop_tracking")

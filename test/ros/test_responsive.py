@@ -335,6 +335,65 @@ def test_parameters_that_change_while_the_node_configures_count(graph):
     assert graph.status_of(graph.process()).tracker == "puppet2"
 
 
+# ------------------------------------------------------------------------------------------------- options in place
+
+
+def test_an_option_that_can_change_in_place_keeps_the_track(graph):
+    track(graph, puppet__in_place=True)
+    tracker, target = graph.node.pipeline.session.tracker, graph.node.pipeline.session._target
+    for values, options in [
+        ({"puppet__gain": 0.25}, (0.25, 3)),
+        ({"puppet__count": 5}, (0.25, 5)),
+        ({"puppet__gain": 1.0}, (1.0, 5)),  # Back to the preset's.
+    ]:
+        assert graph.set(**values)[0].successful
+        assert (tracker.options.gain, tracker.options.count) == options
+    assert graph.set_atomically(**{"puppet.gain": 0.5, "puppet.count": 2}).successful
+    assert (tracker.options.gain, tracker.options.count) == (0.5, 2)
+    assert not graph.set(puppet__gain=7.0)[0].successful
+    assert graph.node.pipeline.session.tracker is tracker
+    assert graph.node.pipeline.session._target is target
+    assert (graph.puppet.loads, graph.puppet.starts) == (1, 1)
+    assert graph.status_of(graph.process()).target_id == "first"
+    # What needs another tracker still makes one.
+    assert graph.set(puppet__mode="wild")[0].successful
+    assert graph.until(lambda: graph.node.pipeline.session.tracker.options.mode == "wild")
+    assert graph.node.pipeline.session.tracker.options.gain == 0.5
+    assert (graph.puppet.loads, graph.puppet.starts) == (2, 2)
+
+
+def test_a_tracker_that_takes_no_options_in_place_is_rebuilt(graph):
+    track(graph)
+    assert graph.set(puppet__gain=0.25)[0].successful
+    assert graph.until(lambda: graph.puppet.starts == 2)
+    assert graph.puppet.loads == 2
+    status = graph.status_of(graph.process())
+    assert (status.state, status.target_id) == (TrackStatus.TRACKING, "first")
+
+
+def test_options_change_in_place_while_images_flow(graph):
+    track(graph, puppet__in_place=True)
+    with graph.camera():
+        for k in range(20):
+            assert graph.set(puppet__gain=k / 10)[0].successful
+        assert graph.until(lambda: len(graph.received["status"]) > 20)
+    assert graph.puppet.starts == 1
+    assert graph.node.pipeline.session.tracker.options.gain == pytest.approx(1.9)
+
+
+def test_an_option_for_a_tracker_that_hangs_is_answered_in_time(graph):
+    track(graph, puppet__in_place=True, service_timeout=0.5)
+    graph.puppet.hold.clear()
+    graph.publish()
+    assert graph.until(lambda: graph.node.pipeline.worker.doing()[0] == "image")
+    began = time.monotonic()
+    graph.set(puppet__gain=0.25)
+    assert time.monotonic() - began < 10
+    graph.puppet.release()
+    assert graph.until(lambda: graph.node.pipeline.session.tracker.options.gain == 0.25)
+    assert graph.status_of(graph.process()).target_id == "first"
+
+
 # ---------------------------------------------------------------------------------------------------------- lifecycle
 
 ACTIVE = [

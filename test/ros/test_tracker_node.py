@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import re
 import time
 import weakref
 
@@ -73,7 +74,7 @@ def test_box_makes_the_round_trip_through_messages(graph):
     rng = np.random.RandomState(3)
     for _ in range(10):
         w, h = rng.uniform(5, 150, 2)
-        box = Box.from_center(rng.uniform(0, WIDTH), rng.uniform(0, HEIGHT), w, h)
+        box = Box.from_center(rng.uniform(w / 6, WIDTH - w / 6), rng.uniform(h / 2, HEIGHT - h / 2), w, h)
         assert graph.init(box).success
         (detection,) = graph.of("detection", graph.process())
         assert abs(detection.bbox.center.position.x - box.center[0]) < 1e-6
@@ -265,10 +266,12 @@ def test_a_slow_tracker_never_lags_and_every_image_is_accounted_for(graph):
         statuses = graph.received["status"][start + 1 :]
     assert graph.until(lambda: graph.received["status"][-1].header == sent[-1].header), "the last image was not taken"
     latencies = sorted(status.latency for status in statuses)
-    # A busy machine may stall a frame now and then, but a node that lags would be late by more and more.
-    assert latencies[len(latencies) // 2] < 2 * period + inference
-    assert latencies[int(0.9 * len(latencies))] < 2 * period + 2 * inference
-    assert 0.4 < len(statuses) * inference / elapsed <= 1.1
+    # A busy machine may stall a frame now and then, but a node that lags would be late by more and more: each image
+    # of four seconds by another fifth of a second.
+    each = max(elapsed / len(statuses), inference)
+    assert latencies[len(latencies) // 2] < 2 * period + 2 * each
+    assert latencies[int(0.9 * len(latencies))] < 2 * period + 4 * each
+    assert 0.2 < len(statuses) * inference / elapsed <= 1.1
     for status in graph.received["status"]:
         assert 0 <= status.frames_received - status.frames_processed - status.frames_dropped <= 1
     last = graph.received["status"][-1]
@@ -295,11 +298,11 @@ def test_a_detector_that_learns_from_each_image_never_lags(graph, tracker):
 
     period = 1 / 30
     # The start of such a track takes seconds where other programs hold the cores.
-    graph.start("detection", tracker=tracker, service_timeout=18.0, **{f"{tracker}__update_interval": 1})
+    graph.start("detection", tracker=tracker, service_timeout=60.0, patience=90.0, **{f"{tracker}__update_interval": 1})
     graph.process(scene())
     count = 0
     first = graph.process(scene())
-    assert graph.init(Box(202, 200, 64, 64), stamp=first.header.stamp).success
+    assert graph.init(Box(202, 200, 64, 64), stamp=first.header.stamp, patience=90.0).success
     with graph.camera(1 / period, scene) as sent:
         start, began = len(graph.received["status"]), time.monotonic()
         time.sleep(5.0)
@@ -427,7 +430,7 @@ def test_no_stamp_means_the_newest_image(graph):
     time.sleep(2.2)
     answer = graph.init()
     assert answer.success
-    assert "the newest image came 2 s ago" in answer.message
+    assert re.search(r"the newest image came \d+ s ago", answer.message)
 
 
 def test_a_request_may_overtake_its_image(graph):
@@ -465,7 +468,8 @@ REFUSED_BOXES = {
     "zero": Box(10, 10, 0, 40),
     "negative": Box(10, 10, 50, -40),
     "at least 4 px": Box(10, 10, 3.5, 40),
-    "larger than the image": Box(-10, 10, WIDTH + 1, 40),
+    "larger than the image": Box(-10, 10, 1.2 * WIDTH, 40),
+    "mostly outside the image": Box(-75, 10, 100, 40),
 }
 
 
@@ -478,12 +482,73 @@ def test_boxes_that_no_track_can_start_on_are_refused_and_the_running_track_goes
         assert not answer.success
         assert words in answer.message
         assert answer.target_id == ""
-    answer = graph.init(theta=0.5)
-    assert not answer.success
-    assert "rotated" in answer.message
+    for theta in (0.5, -math.pi, math.nan, math.inf):
+        answer = graph.init(theta=theta)
+        assert not answer.success
+        assert "rotated" in answer.message
     image = graph.process()
     assert graph.of("detection", image)[0].id == "car"
     assert graph.puppet.starts == 1
+
+
+def test_a_box_a_little_larger_than_the_image_is_clipped(graph):
+    graph.start("detection")
+    graph.process()
+    assert graph.init(Box(-0.3, 60, WIDTH + 0.6, 80)).success
+    (detection,) = graph.of("detection", graph.process())
+    assert messages.box_from_message(detection.bbox) == pytest.approx((0, 60, WIDTH, 80))
+
+
+@pytest.mark.parametrize(
+    ("target_id", "words"),
+    [
+        ("x" * 129, "target_id has 129 characters"),
+        ("car\n[ERROR] all is lost", r"'car\n[ERROR] all is lost' has control characters"),
+        ("\x1b[2Jcar", r"'\x1b[2Jcar' has control"),
+        ("tab\there", r"\t"),
+        ("\u202ecar", r"\u202e"),
+    ],
+)
+def test_names_that_no_target_can_have_are_refused(graph, capfd, target_id, words):
+    graph.start()
+    graph.process()
+    answer = graph.init(target_id=target_id)
+    assert not answer.success
+    assert words in answer.message
+    assert answer.message.isprintable()
+    assert graph.status_of(graph.process()).target_id == ""
+    assert graph.init(target_id="größe " + "x" * 122).success
+    logged = capfd.readouterr().err
+    assert all(line.isprintable() for line in logged.split("\n"))
+    assert not [line for line in logged.split("\n") if line.startswith("[ERROR] all")]
+
+
+@pytest.mark.parametrize("where", ["encoding", "format", "tracker", "init_box"])
+def test_control_characters_of_no_input_reach_log_or_diagnostics(graph, capfd, where):
+    evil = "\x1b[31mred\n[FATAL] forged\a"
+    graph.start("/diagnostics", image_transport="compressed" if where == "format" else "raw")
+    if where == "format":
+        graph.compressed.publish(CompressedImage(header=graph.header(), format=evil, data=b"123"))
+        assert graph.until(graph.node_sequence)
+        answer = graph.init()
+        assert "forged" in answer.message
+        assert answer.message.isprintable()
+    elif where == "encoding":
+        image = graph.image()
+        image.encoding = evil
+        graph.publish(image)
+        assert "forged" in diagnosis(graph, "can't be decoded").message
+    elif where == "tracker":
+        (result,) = graph.set(tracker=evil)
+        assert "forged" in result.reason
+        assert result.reason.isprintable()
+    else:
+        graph.process()
+        assert graph.until(graph.boxes.get_subscription_count)
+        graph.boxes.publish(Detection2D(bbox=messages.box_to_message(BOX), id=evil))
+        time.sleep(0.5)
+    assert all(array.status[0].message.isprintable() for array in graph.received["/diagnostics"])
+    assert all(line.isprintable() for line in capfd.readouterr().err.split("\n"))
 
 
 def test_a_box_is_refused_while_there_is_no_image(graph):

@@ -15,6 +15,10 @@ from numpy.typing import NDArray
 
 #: Smallest side, in pixels, of a box that a track can start on.
 MIN_SIDE = 4.0
+#: A box may be larger than the image by this share of the image's side; what lies outside is cut off.
+LARGER = 0.1
+#: Share of a box that must lie in the image for a track to start on it.
+MIN_VISIBLE = 1 / 3
 
 
 class Box(NamedTuple):
@@ -89,11 +93,11 @@ def validate_init_box(box: Sequence[float], width: int, height: int) -> Box:
         width, height: size of the image in pixels.
 
     Returns:
-        The box, unchanged.
+        The box; clipped to the image along a side on which it is a little larger than the image, else unchanged.
 
     Raises:
-        InvalidBox: not four finite numbers; a side that is zero, negative, below `MIN_SIDE` or beyond the image's;
-            centre outside the image.
+        InvalidBox: not four finite numbers; a side that is zero, negative, below `MIN_SIDE` or larger than the image's
+            by more than `LARGER`; less than `MIN_VISIBLE` of the box lies in the image.
 
     >>> validate_init_box((10, 10, 2, 8), 640, 480)
     Traceback (most recent call last):
@@ -109,12 +113,20 @@ def validate_init_box(box: Sequence[float], width: int, height: int) -> Box:
         raise InvalidBox(f"the box has zero or negative size: {_text(values)}; w and h must be positive")
     if checked.w < MIN_SIDE or checked.h < MIN_SIDE:
         raise InvalidBox(f"the box is too small: {_text(values)}; each side must be at least {MIN_SIDE:g} px")
-    if checked.w > width or checked.h > height:
-        raise InvalidBox(f"the box is larger than the image: {_text(values)} in an image of {width}x{height}")
-    cx, cy = checked.center
-    if not (0 <= cx <= width and 0 <= cy <= height):
-        raise InvalidBox(f"the box lies outside the image: {_text(values)} in an image of {width}x{height}")
-    return checked
+    image = f"{_text(values)} in an image of {width}x{height}"
+    if checked.w > (1 + LARGER) * width or checked.h > (1 + LARGER) * height:
+        raise InvalidBox(f"the box is larger than the image: {image}")
+    inside = checked.clip(width, height)
+    if inside.area <= 0:
+        raise InvalidBox(f"the box lies outside the image: {image}")
+    if inside.area < MIN_VISIBLE * checked.area:
+        raise InvalidBox(f"the box lies mostly outside the image ({inside.area / checked.area:.0%} is inside): {image}")
+    # A track can't be larger than its image; where it only sticks out, all of it is the target.
+    x, w = (inside.x, inside.w) if checked.w > width else (checked.x, checked.w)
+    y, h = (inside.y, inside.h) if checked.h > height else (checked.y, checked.h)
+    if w < MIN_SIDE or h < MIN_SIDE:
+        raise InvalidBox(f"the box is too small: {image}; each side must be at least {MIN_SIDE:g} px")
+    return Box(x, y, w, h)
 
 
 def _text(values: Sequence[float]) -> str:

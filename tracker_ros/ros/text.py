@@ -20,4 +20,4 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """The one of `known` that `name` was probably meant to be; empty where none is like it."""
     names = list(known)
     exact = next((other for other in names if other.lower() == name.lower()), "")
-    return exact or next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.7)), "")
+    return exact or next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.6)), "")

@@ -102,6 +102,8 @@ class Pipeline:
             return False, Outcome(session.estimate, str(error), frame, blank)
 
     def _fail(self, reason: str, decoding: bool) -> None:
+        if not self.publishing:
+            return  # Left behind: it is another one's images that are reported on now.
         self._stream.monitor.failed(time.monotonic(), reason, decoding)
         log, reason = self._node.get_logger(), printable(reason)
         # Two calls: rclpy throttles by the place of the call.

@@ -120,6 +120,9 @@ class ImageStream:
 
     def _is_same(self, message: Any) -> bool:
         """Whether the picture is, byte for byte, the one before. A real camera's noise makes that impossible."""
+        if not message.data:
+            self._sample = None
+            return False
         data = np.frombuffer(message.data, np.uint8)
         # A few bytes from all over the image tell most pictures apart at no cost.
         sample = data[:: max(1, data.size // _SAMPLE)].copy()

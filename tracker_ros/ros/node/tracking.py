@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -30,6 +30,8 @@ from rclpy.qos import QoSProfile
 from tracker_ros import registry
 from tracker_ros.ros import diagnostics, messages, parameters
 from tracker_ros.ros.mailbox import Counts
+from tracker_ros.ros.node import names
+from tracker_ros.ros.node.endpoints import Endpoints
 from tracker_ros.ros.node.loading import Loader
 from tracker_ros.ros.node.outputs import Outputs
 from tracker_ros.ros.node.pipeline import Pipeline
@@ -113,6 +115,8 @@ class TrackerNode(LifecycleNode):
         self._outputs = Outputs(self, self._on_drawing_failed)
         self._waiting = Waiting(self, self._group)
         self.requests = Requests(self, self, self.stream, self._waiting, self._group)
+        self._endpoints = Endpoints(self, lambda: [self.stream.subscription, self.requests.boxes])
+        self._unknown = self._say_unknown_names(arguments.get("cli_args") or sys.argv)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", QoSProfile(depth=10))
         self.create_timer(1.0, self._publish_diagnostics, clock=self._steady)
         self.create_timer(_LOOK, self._look_for_news, clock=self._steady)
@@ -291,6 +295,16 @@ class TrackerNode(LifecycleNode):
             sys.modules["torch"].cuda.empty_cache()
 
     # ----------------------------------------------------------------------------------------------------- parameters
+
+    def _say_unknown_names(self, arguments: Sequence[str]) -> list[str]:
+        """Warn of parameters that were set and that nothing will ever read; returns what was said."""
+        said = [
+            *names.unknown_parameters(names.overrides(self), self._trackers),
+            *names.unused_files(arguments, self.get_fully_qualified_name()),
+        ]
+        for text in map(printable, said):
+            self.get_logger().warning(text)
+        return said
 
     def _read_options(self, changes: dict[str, Any]) -> NodeOptions:
         return NodeOptions(**parameters.read(self, parameters.NODE_SPECS, changes))
@@ -522,6 +536,7 @@ class TrackerNode(LifecycleNode):
                 silence=self._options.silence,
                 doing=pipeline.worker.doing()[0],
                 loading=loading,
+                remarks=[*self._unknown, *self._endpoints.remarks()],
             )
         tracker = pipeline.session.tracker if pipeline is not None else None
         name, device = (tracker.name, tracker.device) if tracker is not None else (self._options.tracker, "")
