@@ -13,9 +13,9 @@ pytest.importorskip("tracker_ros_interfaces.msg", reason="needs tracker_ros_inte
 import yaml
 from diagnostic_msgs.msg import DiagnosticStatus
 
+from tracker_ros import registry
 from tracker_ros.ros.node.names import unknown_parameters, unused_files
 from tracker_ros.ros.text import nearest, printable
-from tracker_ros.trackers import registry
 
 from .conftest import ROOT
 from .graph import diagnosis
