@@ -208,7 +208,7 @@ def test_a_topic_of_another_type_is_named(graph):
 @pytest.mark.parametrize("kind", [String, Detection2DArray])
 def test_an_init_box_of_another_type_is_named(graph, kind):
     graph.client.destroy_publisher(graph.boxes)
-    graph.boxes = graph.client.create_publisher(kind, "init_box", 10)
+    graph.other("wrong_detector").create_publisher(kind, "init_box", 10)
     graph.start("/diagnostics", active=False, silence=600.0)
     assert kind.__name__ in diagnosis(graph, "vision_msgs/msg/Detection2D is expected").message
 
