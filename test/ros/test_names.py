@@ -13,9 +13,9 @@ pytest.importorskip("tracker_ros_interfaces.msg", reason="needs tracker_ros_inte
 import yaml
 from diagnostic_msgs.msg import DiagnosticStatus
 
+from tracker_ros import registry
 from tracker_ros.ros.node.names import unknown_parameters, unused_files
 from tracker_ros.ros.text import nearest, printable
-from tracker_ros.trackers import registry
 
 from .conftest import ROOT
 from .graph import diagnosis
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.ros
     [
         ("traker", "tracker"),
         ("kcf.good_scor", "kcf.good_score"),
-        ("kfc.search_score", "kcf.search_score"),
+        ("kfc.lost_after", "kcf.lost_after"),
         ("dimp18.lost_aftr", "dimp18.lost_after"),
         ("Device", "device"),
         ("heatmap_stride", "heatmap.stride"),
@@ -45,8 +45,8 @@ def test_an_unknown_parameter_is_named_with_the_nearest(name, guess):
 
 
 def test_an_option_that_a_tracker_does_not_have_is_said_with_those_that_it_has():
-    (said,) = unknown_parameters(["kcf.lost_aftr"], registry.DEFAULT)
-    assert said.startswith("there is no parameter 'kcf.lost_aftr'; kcf has: ")
+    (said,) = unknown_parameters(["kcf.wobble"], registry.DEFAULT)
+    assert said.startswith("there is no parameter 'kcf.wobble'; kcf has: ")
     assert "good_score" in said
 
 
