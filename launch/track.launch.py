@@ -8,10 +8,11 @@ from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueFunction, SetEnvironmentVariable
 from launch_ros.actions import Node
 
 from tracker_ros import registry
+from tracker_ros.ros.launching import check_file, unknown_arguments
 
 CONFIG = Path(get_package_share_directory("tracker_ros")) / "config"
 
@@ -24,6 +25,7 @@ PARAMETERS = [
     ("update", "how the tracker learns online, where it does, such as none or maml", None),
     ("image_transport", "compressed subscribes to <image_topic>/compressed", ["", "raw", "compressed"]),
     ("autostart", "configure and activate the node; false leaves that to a lifecycle manager", ["", "true", "false"]),
+    ("use_sim_time", "take the time from /clock, for bags and simulations", ["", "true", "false"]),
 ]
 
 ARGUMENTS = [
@@ -49,15 +51,22 @@ ARGUMENTS = [
 
 
 def launch_nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    """Return the actions that the arguments ask for."""
+    """Return the actions that the arguments ask for.
+
+    Raises:
+        LaunchRefused: there is no such params_file.
+    """
     given = context.launch_configurations
+    check_file("params_file", given["params_file"])
+    unknown = unknown_arguments(given, [argument.name for argument in ARGUMENTS])
     image_topic = given["image_topic"]
     settings = {name: given[name] for name, _, _ in PARAMETERS if given[name]}
-    if "autostart" in settings:
-        settings["autostart"] = settings["autostart"] == "true"
+    for name in ("autostart", "use_sim_time"):
+        if name in settings:
+            settings[name] = settings[name] == "true"
     files = [str(CONFIG / "track.yaml"), *([given["params_file"]] if given["params_file"] else [])]
 
-    actions: list[LaunchDescriptionEntity] = []
+    actions: list[LaunchDescriptionEntity] = [LogInfo(msg=f"warning: {text}") for text in unknown]
     profile = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
     if not any(name in os.environ for name in profile):
         actions += [SetEnvironmentVariable(name, str(CONFIG / "fastdds.xml")) for name in profile]

@@ -170,6 +170,17 @@ class TestLaunch:
         packages = [getattr(action, "node_package", None) for action in launch_actions({"rviz": "true"})]
         assert packages[-2:] == ["tracker_ros", "rviz2"]
 
+    def test_an_argument_that_nothing_reads_is_warned_of(self) -> None:
+        from launch.actions import LogInfo
+
+        actions = launch_actions({"traker": "csrt", "use_sim_time": "true"})
+        (said,) = (action.msg[0].text for action in actions if isinstance(action, LogInfo))
+        assert said == "warning: there is no launch argument 'traker'; did you mean 'tracker'?"
+
+    def test_a_params_file_that_is_not_there_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(RuntimeError, match=r"params_file: .* does not exist"):
+            launch_actions({"params_file": str(tmp_path / "mine.yaml")})
+
     @pytest.mark.parametrize(
         ("argument", "value"), [("tracker", "nope"), ("image_transport", "theora"), ("log_level", "loud")]
     )

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.ros
     [
         ("traker", "tracker"),
         ("kcf.good_scor", "kcf.good_score"),
-        ("kfc.regain_score", "kcf.regain_score"),
+        ("kfc.lost_after", "kcf.lost_after"),
         ("dimp18.lost_aftr", "dimp18.lost_after"),
         ("Device", "device"),
         ("heatmap_stride", "heatmap.stride"),
@@ -45,8 +45,8 @@ def test_an_unknown_parameter_is_named_with_the_nearest(name, guess):
 
 
 def test_an_option_that_a_tracker_does_not_have_is_said_with_those_that_it_has():
-    (said,) = unknown_parameters(["kcf.zzz"], registry.DEFAULT)
-    assert said.startswith("there is no parameter 'kcf.zzz'; kcf has: ")
+    (said,) = unknown_parameters(["kcf.wobble"], registry.DEFAULT)
+    assert said.startswith("there is no parameter 'kcf.wobble'; kcf has: ")
     assert "good_score" in said
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import re
+import threading
 import time
 import weakref
 
@@ -119,6 +120,25 @@ def test_pictures_are_built_only_while_someone_looks(graph, monkeypatch):
     assert graph.until(lambda: graph.node.count_subscribers("image_annotated"))
     assert graph.of("image_annotated", graph.process())
     assert drawn
+
+
+def test_slow_drawing_holds_up_nothing_and_only_the_newest_picture_is_drawn(graph, monkeypatch):
+    go, drawn = threading.Event(), []
+
+    def slow(pixels, *rest):
+        go.wait(20)
+        drawn.append(round(float(pixels.mean())))
+
+    monkeypatch.setattr(overlay, "draw_on", slow)
+    graph.start("image_annotated", "detection")
+    graph.process()
+    assert graph.init().success
+    sent = [graph.process(graph.image(grey)) for grey in range(40, 120, 10)]
+    assert len(graph.of("detection", sent[-1])) == 1
+    go.set()
+    assert graph.of("image_annotated", sent[-1])
+    assert len(drawn) <= 3, "pictures that wait give way to the newest"
+    assert drawn[-1] == 110
 
 
 def test_compressed_images(graph):
