@@ -55,8 +55,9 @@ class Browser:
         self.driver.get(address)
 
     def text(self, selector: str) -> str:
-        """The text of the first element, empty where there is none."""
-        return str(self.run("const e = document.querySelector(arguments[0]); return e ? e.innerText : ''", selector))
+        """The text of the first element, empty where there is none or where it is hidden."""
+        script = "const e = document.querySelector(arguments[0]); return e && e.checkVisibility() ? e.innerText : ''"
+        return str(self.run(script, selector))
 
     def click(self, selector: str) -> None:
         self.driver.find_element("css selector", selector).click()

@@ -83,7 +83,7 @@ class PageNode(Node):
         self.create_subscription(CompressedImage if compressed else Image, topic, self._on_image, self._camera)
         self._heatmaps: Any = None
         self._wanted = False
-        self._there = False
+        self._held: Any = None
         self.create_timer(_LOOK, self._look)
         # In the executor's thread: the browsers' wishes come from another one.
         self.create_timer(0.2, self._follow_wishes)
@@ -101,11 +101,12 @@ class PageNode(Node):
 
     def _look(self) -> None:
         """A tracker that has come, for the first time or again, is asked to keep its images for long enough."""
-        there = self.tracker.ready
         seconds = float(self.get_parameter("drawing_seconds").value)
-        if there and not self._there and seconds > 0:
-            self.tracker.hold(seconds)
-        self._there = there
+        if not self.tracker.ready:
+            self._held = None
+        elif seconds > 0 and (self._held is None or (self._held.done() and not self._held.result().ok)):
+            # Again and again: one that is still loading may take longer than an answer may.
+            self._held = self.tracker.hold(seconds)
 
     def _on_image(self, message: Any) -> None:
         self.scene.add_picture(

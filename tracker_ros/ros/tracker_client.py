@@ -126,19 +126,23 @@ class TrackerClient:
         value = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=tracker)
         return self._set_parameter("tracker", value, f"now tracking with {tracker}")
 
-    def hold(self, seconds: float) -> None:
+    def hold(self, seconds: float) -> Future[Answer]:
         """Have the tracker keep images for at least this long, so that a box may be drawn that slowly."""
+        answer: Future[Answer] = Future()
 
         def read(response: Any) -> Answer:
             return Answer(bool(response.values), str(response.values[0].double_value) if response.values else "")
 
         def compare(found: Future[Answer]) -> None:
-            answer = found.result()
-            if answer.ok and float(answer.text) < seconds:
-                value = ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=seconds)
-                self._set_parameter("buffer_seconds", value, f"the tracker now keeps images for {seconds:g} s")
+            if not found.result().ok or float(found.result().text) >= seconds:
+                answer.set_result(found.result())
+                return
+            value = ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=seconds)
+            change = self._set_parameter("buffer_seconds", value, f"the tracker now keeps images for {seconds:g} s")
+            change.add_done_callback(lambda changed: answer.set_result(changed.result()))
 
         self._ask(self._get, GetParameters.Request(names=["buffer_seconds"]), read).add_done_callback(compare)
+        return answer
 
     @property
     def ready(self) -> bool:
