@@ -55,6 +55,7 @@ setup(
             "video_source = tracker_ros.ros.video_source:main",
             "recorder = tracker_ros.ros.recorder:main",
             "page = tracker_ros.ros.page:main",
+            "mavlink_camera = tracker_ros.ros.mavlink_camera:main",
         ],
     },
 )

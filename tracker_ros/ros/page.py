@@ -6,7 +6,6 @@ It needs the extra `page` of pip: ``pip install tracker_ros[page]``.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import secrets
 import signal
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import rclpy
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
@@ -25,6 +24,7 @@ from tracker_ros import images
 from tracker_ros.remote.page.scene import Scene
 from tracker_ros.ros import messages
 from tracker_ros.ros.parameters import InvalidParameter, Spec, declare
+from tracker_ros.ros.spinning import spin_until_shutdown
 from tracker_ros.ros.tracker_client import TrackerClient
 from tracker_ros.trackers import registry
 
@@ -194,16 +194,8 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _spin(node: PageNode, executor: SingleThreadedExecutor, ended: threading.Event) -> None:
-    """Execute callbacks until the context is shut down; an exception in one of them ends nothing."""
     try:
-        while node.context.ok():
-            try:
-                executor.spin_once()
-            except ExternalShutdownException:
-                return
-            except Exception as error:
-                with contextlib.suppress(Exception):
-                    node.get_logger().error(f"a message was skipped: {error} ({type(error).__name__})")
+        spin_until_shutdown(node, executor)
     finally:
         ended.set()
 
