@@ -32,7 +32,6 @@ from .graph import HEIGHT, WIDTH, Graph
 
 pytestmark = [pytest.mark.ros, needs_browser]
 
-DESK, TABLET = (1280, 800, False), (390, 844, True)
 SCREENSHOTS = ROOT / "out" / "test_page"
 
 
@@ -84,17 +83,14 @@ def browser(tmp_path: Path, request: pytest.FixtureRequest):
         browser.close()
 
 
-@pytest.mark.parametrize("screen", [DESK, TABLET], ids=["desk", "tablet"])
-def test_the_simulated_flight(graph: Graph, start, browser: Browser, screen):
-    """Draws a box around the car, sees TRACKING, the car leaves the view, sees LOST, stops."""
-    *size, touch = screen
-    camera = start("simulated_camera", "start:=paused", "rate:=20.0", "wait_for_tracker:=true", "limit:=290")
-    start("tracker_node", "tracker:=dimp18")
+def test_the_simulated_flight(graph: Graph, start, browser: Browser):
+    """Draws a box around the car, sees TRACKING, the car leaves the view, sees LOST, stops: at a desk, then a phone."""
+    start("simulated_camera", "start:=paused", "rate:=20.0", "wait_for_tracker:=true", "limit:=270")
+    start("tracker_node", "tracker:=csrt")
     page = start("page", "port:=0")
     truth: list[Detection2D] = []
     graph.client.create_subscription(Detection2D, "ground_truth", truth.append, QoSProfile(depth=500))
     graph.listen("status", "detections")
-    browser.size(*size, touch)
     browser.open(address(page))
 
     def first_image() -> bool:
@@ -104,31 +100,37 @@ def test_the_simulated_flight(graph: Graph, start, browser: Browser, screen):
         return first_image() and "pictures a second" in browser.text("#link-text")
 
     services = graph.client.get_service_names_and_types
-    assert browser.wait(lambda: "/simulated_camera/first_image" in dict(services()), 90), "the camera did not start"
+    assert browser.wait(lambda: "/simulated_camera/first_image" in dict(services()), 150), "the camera did not start"
     assert browser.wait(lambda: graph.received["status"] or (first_image() and False), 60), "the tracker did not start"
     assert browser.wait(shows_picture), browser.text("body")
     assert browser.wait(lambda: graph.get("buffer_seconds") == 5.0), "a box may be drawn slowly"
     assert truth
     box = messages.box_from_message(truth[-1].bbox)
     corners = [(box.x, box.y), (box.x + box.w, box.y + box.h)]
-    browser.drag(*(browser.on_screen(x, y, 640, 480) for x, y in corners), touch=touch)
+    browser.drag(*(browser.on_screen(x, y, 640, 480) for x, y in corners))
     answer = browser.wait(lambda: browser.text("#message"))
     assert "tracking 'target-1'" in answer
     graph.call(SetBool, "simulated_camera/play", data=True)
 
     assert browser.wait(lambda: browser.text(".state") == "TRACKING"), browser.text("aside")
     assert browser.text(".name") == "target-1"
-    assert browser.wait(lambda: len(truth) > 60 and len(graph.received["detections"]) > 60, 60)
+    assert browser.wait(lambda: len(truth) > 30 and len(graph.received["detections"]) > 30, 60)
     found = {messages.stamp_to_ns(m.header.stamp): m.detections for m in graph.received["detections"]}
     overlaps = [
         iou(messages.box_from_message(found[stamp][0].bbox), messages.box_from_message(true.bbox))
-        for true in truth[1:60]
+        for true in truth[:30]
         if true.results and found.get(stamp := messages.stamp_to_ns(true.header.stamp))
     ]
-    assert np.median(overlaps) > 0.5, "the box that was drawn is not the one that is tracked"
+    assert len(overlaps) > 10
+    assert np.median(overlaps) > 0.4, "the box that was drawn is not the one that is tracked"
 
-    assert browser.wait(lambda: browser.text(".state") == "LOST", 90), browser.text("aside")
-    assert not truth[-1].results or not any(t.results for t in truth[-40:-1]) or camera.poll() is None
+    browser.size(390, 844, touch=True)
+    assert browser.run("return document.documentElement.scrollWidth") <= 390
+    assert browser.text(".card")
+
+    # Frames 202 to 274: the car is out of view.
+    assert browser.wait(lambda: len(truth) > 200 and not truth[-1].results, 180), len(truth)
+    assert browser.wait(lambda: browser.text(".state") == "LOST", 60), browser.text("aside")
     assert float(browser.text(".score")) < 0.6
     assert browser.run("return document.querySelector('.first').complete && document.querySelector('.now').complete")
     browser.click("#stop")
