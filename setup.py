@@ -23,7 +23,7 @@ setup(
     maintainer_email="maintainers@tracker-ros.example",
     python_requires=">=3.10",
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
-    package_data={NAME: ["py.typed"]},
+    package_data={NAME: ["py.typed"], f"{NAME}.remote.page": ["static/*"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
@@ -37,11 +37,14 @@ setup(
     # For `tracker_ros evaluate`: recordings as sequences, and vot-toolkit as the one who runs the trackers; for
     # `tracker_ros train`: curves and pictures.
     # `test` is what `colcon test` goes by.
+    # page: for the program of that name; mavlink: for `mavlink_camera`.
     extras_require={
         "bags": ["rosbags>=0.11.9"],
         "trax": ["vot-trax>=4"],
         "tensorboard": ["tensorboard>=2.10"],
         "test": ["pytest"],
+        "page": ["aiohttp>=3.9"],
+        "mavlink": ["pymavlink>=2.4.41"],
     },
     zip_safe=True,
     entry_points={
@@ -51,6 +54,8 @@ setup(
             "simulated_camera = tracker_ros.ros.simulated_camera:main",
             "video_source = tracker_ros.ros.video_source:main",
             "recorder = tracker_ros.ros.recorder:main",
+            "page = tracker_ros.ros.page:main",
+            "mavlink_camera = tracker_ros.ros.mavlink_camera:main",
         ],
     },
 )

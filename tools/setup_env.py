@@ -40,7 +40,7 @@ TORCH_LOCK = ROOT / "requirements" / "torch.lock"
 VISION_MSGS = ROOT / "third_party" / "vision_msgs"
 INTERFACES = ROOT / "tracker_ros_interfaces"
 #: What `ros2 run` can start; setup.py makes them.
-PROGRAMS = ("tracker_ros", "tracker_node", "simulated_camera", "video_source", "recorder")
+PROGRAMS = ("tracker_ros", "tracker_node", "simulated_camera", "video_source", "recorder", "page", "mavlink_camera")
 PROJECT_FILES = [ROOT / name for name in ("setup.py", "setup.cfg", "package.xml", "pyproject.toml")]
 
 #: Requirements whose import name is not their own; used to find out what a sourced ROS 2 brings already.

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tracker_ros.geometry.boxes import Box, InvalidBox, iou, pairwise_iou, validate_init_box
+from tracker_ros.geometry.boxes import Box, InvalidBox, around_point, iou, pairwise_iou, validate_init_box
 
 
 def test_centre_round_trip_is_exact() -> None:
@@ -74,3 +74,9 @@ def test_a_box_a_little_larger_than_the_image_is_clipped(box: tuple[float, ...],
 
 def test_a_box_half_outside_is_accepted() -> None:
     assert validate_init_box((-10, -10, 30, 30), 640, 480) == (-10, -10, 30, 30)
+
+
+def test_a_point_stands_for_a_share_of_the_shorter_side() -> None:
+    assert around_point(100, 50, 640, 480) == Box(76.0, 26.0, 48.0, 48.0)
+    assert around_point(100, 50, 480, 640, share=0.5) == Box(-20.0, -70.0, 240.0, 240.0)
+    assert around_point(9, 9, 20, 20) == Box(7.0, 7.0, 4.0, 4.0)  # No smaller than what a track can start on.

@@ -19,6 +19,8 @@ MIN_SIDE = 4.0
 LARGER = 0.1
 #: Share of a box that must lie in the image for a track to start on it.
 MIN_VISIBLE = 1 / 3
+#: Side of the box that a single point stands for, as a part of the image's shorter side.
+POINT_SHARE = 0.1
 
 
 class Box(NamedTuple):
@@ -83,6 +85,18 @@ def pairwise_iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.f
     union = a[:, 2] * a[:, 3] + b[:, 2] * b[:, 3] - inter
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(union == 0, 0.0, inter / union)
+
+
+def around_point(x: float, y: float, width: int, height: int, share: float = POINT_SHARE) -> Box:
+    """The square that a point stands for, where a person taps an object instead of drawing a box around it.
+
+    Args:
+        x, y: the point, pixels; it becomes the centre.
+        width, height: size of the image, pixels.
+        share: side of the square as a part of the image's shorter side; it becomes at least `MIN_SIDE`.
+    """
+    side = max(MIN_SIDE, share * min(width, height))
+    return Box.from_center(x, y, side, side)
 
 
 def validate_init_box(box: Sequence[float], width: int, height: int) -> Box:
