@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import cv2
@@ -17,6 +18,7 @@ from tracker_ros.ros.recording import (
     Sent,
     Timeline,
     VideoFile,
+    believable,
     contact_sheet,
     crop_heatmap,
     key_moments,
@@ -255,3 +257,9 @@ def test_report_of_a_source(tmp_path: Path) -> None:
 def test_rate_from_stamps() -> None:
     assert nominal_rate([0, 40_000_000, 80_000_000, 500_000_000]) == pytest.approx(25)
     assert nominal_rate([5]) == 30
+
+
+@pytest.mark.parametrize("latency", [-0.2, 61.0, 5e7, -3e8, float("nan")])
+def test_a_latency_against_another_clock_is_none(latency: float) -> None:
+    assert math.isnan(believable(latency))
+    assert believable(0.05) == 0.05

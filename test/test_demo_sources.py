@@ -247,6 +247,27 @@ def test_wrong_parameters_end_the_source_with_a_reason(
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize("program", ["recorder", "video_source", "simulated_camera"])
+def test_programs_help_and_name_what_they_do_not_know(scene: Scene, program: str, tmp_path: Path) -> None:
+    def say(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", f"tracker_ros.ros.{program}", *arguments]
+        return subprocess.run(command, cwd=ROOT, env=scene.environment, capture_output=True, text=True, timeout=120)
+
+    helped = say("--help")
+    assert helped.returncode == 0
+    assert f"usage: ros2 run tracker_ros {program}" in helped.stdout
+    assert {"recorder": "  fps = 0.0", "video_source": "  video = ''"}.get(program, "  seed = 0") in helped.stdout
+    refused = say("clip.mp4", "--ros-args", "-p", "a:=1")
+    assert refused.returncode == 2
+    assert "'clip.mp4' is no argument; parameters are set with --ros-args -p" in refused.stderr
+
+
+def test_a_misspelt_parameter_is_named(scene: Scene, tmp_path: Path) -> None:
+    process = scene.start("video_source", "vidoe:=clip.mp4")
+    output, _ = process.communicate(timeout=60)
+    assert "there is no parameter 'vidoe'; did you mean 'video'?" in output
+
+
 def test_ctrl_c_ends_a_source_and_leaves_its_report(scene: Scene, tmp_path: Path) -> None:
     report = tmp_path / "source.json"
     process = scene.start(*FLIGHT[:-1], "duration:=0.0", f"report:={report}")

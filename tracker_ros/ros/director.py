@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from vision_msgs.msg import Detection2D
 
 from tracker_ros.geometry.boxes import Box
 from tracker_ros.ros import messages
+from tracker_ros.ros.recording import believable
 from tracker_ros.trackers.base import TrackState
 from tracker_ros_interfaces.msg import TrackStatus
 from tracker_ros_interfaces.srv import InitTarget
@@ -172,7 +174,8 @@ class Director:
         status = self.status
         if status is None:
             return 0, ""
-        latency = f" {status.latency * 1e3:.0f} ms" if status.latency == status.latency else ""
+        seconds = believable(status.latency)
+        latency = "" if math.isnan(seconds) else f" {seconds * 1e3:.0f} ms"
         state = "STALE" if status.state == TrackStatus.STALE else TrackState(status.state).name
         return int(status.frames_received), f"{state} {status.score:.2f}{latency}"
 

@@ -30,6 +30,7 @@ from tracker_ros.files import clear, note, opencv_path, refuse_overwriting
 from tracker_ros.geometry.boxes import Box, InvalidBox
 from tracker_ros.ros import messages, recording
 from tracker_ros.ros.parameters import InvalidParameter, Spec, declare
+from tracker_ros.ros.programs import answered, warn_of_unread
 from tracker_ros.ros.recording import Artist, Entry, Result, Sent, Timeline, VideoFile
 from tracker_ros.trackers.base import TrackState
 from tracker_ros_interfaces.msg import TrackStatus
@@ -67,6 +68,7 @@ class Recorder(Node):
     def __init__(self) -> None:
         super().__init__("recorder")
         declare(self, {spec.name: spec for spec in SPECS})
+        warn_of_unread(self, SPECS)
         self.folder = Path(str(self.get_parameter("out").value)).expanduser()
         opencv_path(self.folder)
         self._names = (f"{self.get_parameter('name').value}.mp4", "sheet.png", "summary.json")
@@ -152,7 +154,7 @@ class Recorder(Node):
     def _on_detection(self, message: Detection2D) -> None:
         self._last_news = time.monotonic()
         stamp = messages.stamp_to_ns(message.header.stamp)
-        latency = (self.get_clock().now().nanoseconds - stamp) / 1e9
+        latency = recording.believable((self.get_clock().now().nanoseconds - stamp) / 1e9)
         try:
             box = messages.box_from_message(message.bbox)
         except InvalidBox as error:
@@ -172,7 +174,7 @@ class Recorder(Node):
             score=float(message.score),
             search_region=messages.box_from_message(message.search_region),
             tracker=message.tracker,
-            latency=float(message.latency),
+            latency=recording.believable(float(message.latency)),
             counts=(message.frames_received, message.frames_processed, message.frames_dropped),
         )
         with self._lock:
@@ -265,6 +267,9 @@ def _number(text: str) -> float | None:
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until it is told to finish. Returns the exit code: 2 for a wrong parameter or an unwritable file."""
+    code = answered("recorder", __doc__ or "", SPECS, args)
+    if code is not None:
+        return code
     rclpy.init(args=args)
     recorder = None
     try:

@@ -20,7 +20,7 @@ from tracker_ros.files import opencv_path
 from tracker_ros.geometry.boxes import Box, iou
 from tracker_ros.images import write_file
 from tracker_ros.ros import overlay
-from tracker_ros.ros.diagnostics import percentile
+from tracker_ros.ros.diagnostics import CLOCK_MISMATCH, percentile
 from tracker_ros.simulation.score import TrackReport, regain_report
 from tracker_ros.trackers.base import Estimate, Frame, TrackState
 
@@ -447,6 +447,11 @@ def summarize(entries: Sequence[Entry], sent: Sent | None) -> dict[str, Any]:
         ],
     }
     return summary
+
+
+def believable(latency: float) -> float:
+    """A latency in seconds; NaN for one that compares the clocks of two worlds, as with stamps of a recording."""
+    return latency if 0 <= latency < CLOCK_MISMATCH else math.nan
 
 
 def nominal_rate(stamps: Sequence[int]) -> float:

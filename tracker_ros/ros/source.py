@@ -23,6 +23,7 @@ from tracker_ros.files import refuse_overwriting
 from tracker_ros.ros import messages
 from tracker_ros.ros.clips import Clip, InvalidSource, Picture, UnreadableImage
 from tracker_ros.ros.parameters import InvalidParameter, Spec, declare
+from tracker_ros.ros.programs import answered, warn_of_unread
 from tracker_ros.trackers.base import Frame
 from tracker_ros_interfaces.msg import TrackStatus
 
@@ -83,6 +84,7 @@ class ImageSource(Node):
     def __init__(self, name: str, specs: tuple[Spec, ...], open_clip: Callable[[Node], Clip]) -> None:
         super().__init__(name)
         declare(self, {spec.name: spec for spec in (*SPECS, *specs)})
+        warn_of_unread(self, (*SPECS, *specs))
         reliable = self.get_parameter("reliability").value == "reliable"
         quality = QoSProfile(
             depth=5, reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
@@ -269,6 +271,10 @@ def _truth_message(header: Header, picture: Picture) -> Detection2D:
 
 def run_source(name: str, specs: tuple[Spec, ...], open_clip: Callable[[Node], Clip], args: list[str] | None) -> int:
     """The ``main`` of a source. Returns the exit code: 2 where the source or a parameter is wrong."""
+    about = "Publishes images, as they would come from a camera, on image_raw and image_raw/compressed."
+    code = answered(name, about, (*SPECS, *specs), args)
+    if code is not None:
+        return code
     rclpy.init(args=args)
     source = None
     try:
