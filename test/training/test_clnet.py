@@ -101,7 +101,7 @@ def test_sets_are_those_of_the_tracker() -> None:
     overlaps = _overlaps(box)
     scores = torch.rand(1, 5 * 625, generator=torch.Generator().manual_seed(1))
     mine = adjustment_sets(overlaps, scores, 625, np.random.default_rng(0), 10**4, 0, 10**4)
-    preset = tracker.PRESETS["clnet"].replace(hard_negatives=512, device="cpu")
+    preset = tracker.PRESETS["clnet"].vary(hard_negatives=512, device="cpu")
     rule = tracker.CLNet("clnet", preset, build("clnet"))  # type: ignore[arg-type]
     labels = rule.label(np.array(box), torch.stack([1 - scores[0], scores[0]]).log().double().numpy(), 25)
     positive, _ = rule.sets(labels)
@@ -252,7 +252,7 @@ def test_what_is_written_tracks_without_and_with_adjustment(pool: ImagePool, tmp
     frame = pool.images[0].levels[0]
     layers: dict[str, AdjustedKernels] = {}
     for adjust in ("none", "cls", "loc", "both"):
-        options = tracker.PRESETS["clnet"].replace(
+        options = tracker.PRESETS["clnet"].vary(
             network="clnet18", weights=str(tmp_path / "clnet18.safetensors"), device="cpu", adjust=adjust
         )
         assert isinstance(options, tracker.CLNetOptions)
