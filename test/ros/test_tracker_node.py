@@ -283,8 +283,8 @@ def test_a_slow_tracker_never_lags_and_every_image_is_accounted_for(graph):
         start, began = len(graph.received["status"]), time.monotonic()
         time.sleep(4.0)
         elapsed = time.monotonic() - began
-        statuses = graph.received["status"][start + 1 :]
-    assert graph.until(lambda: graph.received["status"][-1].header == sent[-1].header), "the last image was not taken"
+        statuses = [s for s in graph.received["status"][start + 1 :] if s.state != TrackStatus.STALE]
+    assert graph.until(lambda: graph.status_of(sent[-1])), "the last image was not taken"
     latencies = sorted(status.latency for status in statuses)
     # A busy machine may stall a frame now and then, but a node that lags would be late by more and more: each image
     # of four seconds by another fifth of a second.
@@ -294,7 +294,7 @@ def test_a_slow_tracker_never_lags_and_every_image_is_accounted_for(graph):
     assert 0.2 < len(statuses) * inference / elapsed <= 1.1
     for status in graph.received["status"]:
         assert 0 <= status.frames_received - status.frames_processed - status.frames_dropped <= 1
-    last = graph.received["status"][-1]
+    last = graph.status_of(sent[-1])
     assert last.frames_received == last.frames_processed + last.frames_dropped
     assert last.frames_received >= 0.9 * len(sent)  # How many arrive is tested across processes.
     assert last.frames_dropped > last.frames_processed
@@ -327,8 +327,8 @@ def test_a_detector_that_learns_from_each_image_never_lags(graph, tracker):
         start, began = len(graph.received["status"]), time.monotonic()
         time.sleep(5.0)
         elapsed = time.monotonic() - began
-        statuses = graph.received["status"][start + 1 :]
-    assert graph.until(lambda: graph.received["status"][-1].header == sent[-1].header), "the last image was not taken"
+        statuses = [s for s in graph.received["status"][start + 1 :] if s.state != TrackStatus.STALE]
+    assert graph.until(lambda: graph.status_of(sent[-1])), "the last image was not taken"
     target = graph.node.pipeline.session._target
     assert target.updates > 0.25 * len(statuses), "it hardly learned from any image"
     # What an image waits for is the one before it and itself, updates included, however slow the machine is.
@@ -337,7 +337,7 @@ def test_a_detector_that_learns_from_each_image_never_lags(graph, tracker):
     assert np.median(latencies) < period + 2 * each
     half = len(latencies) // 2
     assert np.median(latencies[half:]) < 2 * np.median(latencies[:half]) + period
-    last = graph.received["status"][-1]
+    last = graph.status_of(sent[-1])
     assert last.frames_received == last.frames_processed + last.frames_dropped
 
 
@@ -847,8 +847,8 @@ def test_diagnostics_tell_rates_counts_and_memory(graph):
     assert status.level == DiagnosticStatus.OK
     assert status.name == "tracker: tracking"
     values = {pair.key: pair.value for pair in status.values}
-    assert 5 < float(values["input rate (Hz)"]) < 30
-    assert 5 < float(values["processed rate (Hz)"]) < 30
+    assert 1 < float(values["input rate (Hz)"]) < 30
+    assert 1 < float(values["processed rate (Hz)"]) < 30
     assert 0 < float(values["latency p50 (ms)"]) <= float(values["latency p99 (ms)"]) < 5000
     assert (values["tracker"], values["device"], values["state"]) == ("puppet", "cpu", "TRACKING")
     assert float(values["resident memory (MiB)"]) > 10
