@@ -88,9 +88,9 @@ class DiMPNet(nn.Module):
         # The reference branch is 128 and 256 channels wide for every backbone.
         self.iou_net = IoUNet((layer2, layer3))
 
-    def extract(self, image: Tensor) -> BackboneFeatures:
-        """Backbone maps of normalised crops Bx3xHxW."""
-        return BackboneFeatures(*self.backbone(image))
+    def extract(self, image: Tensor, last_only: bool = False) -> BackboneFeatures:
+        """Backbone maps of normalised crops Bx3xHxW; gradients reach the backbone's `last` part alone if so wished."""
+        return BackboneFeatures(*self.backbone(image, last_only))
 
     def convolutions(self) -> list[nn.Module]:
         """The parts that run on every frame's whole crop, for which half precision suffices."""

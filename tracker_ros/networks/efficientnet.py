@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 #: Of all batch norms but the last two (the published networks' value; torch's default is 1e-5).
@@ -32,7 +33,7 @@ class EfficientNetConfig:
     Attributes:
         stem: channels of the first convolution.
         stages: what follows.
-        outputs: the stages, counted from 0, whose results are the maps of stride 8 and of stride 16.
+        outputs: the stages, counted from 0, whose results are the maps of stride 8 and of stride 16, the last.
     """
 
     stem: int
@@ -109,15 +110,22 @@ class EfficientNet(nn.Module):
         """RGB in [0, 255], Bx3xHxW of any real type, to the float32 input of `forward`."""
         return (image.float() - 127) / 128
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Bx3xHxW to (BxC8xH/8xW/8, BxC16xH/16xW/16), rounded up."""
-        x = self.stem(image)
-        maps = []
-        for number, stage in enumerate(self.stages):
-            x = stage(x)
-            if number in self.config.outputs:
-                maps.append(x)
-        return self.standard8(maps[0]), self.standard16(maps[1])
+    def forward(self, image: Tensor, last_only: bool = False) -> tuple[Tensor, Tensor]:
+        """Bx3xHxW to (BxC8xH/8xW/8, BxC16xH/16xW/16), rounded up; gradients reach `last` alone if so wished."""
+        first = self.config.outputs[0] + 1
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not last_only):
+            x = self.stem(image)
+            for stage in self.stages[:first]:
+                x = stage(x)
+        stride16 = x
+        for stage in self.stages[first:]:
+            stride16 = stage(stride16)
+        return self.standard8(x), self.standard16(stride16)
+
+    @property
+    def last(self) -> nn.Module:
+        """What lies between the map of stride 8 and that of stride 16."""
+        return self.stages[self.config.outputs[0] + 1 :]
 
 
 def convolution(

@@ -115,12 +115,18 @@ class ResNet(nn.Module):
         """RGB in [0, 255], Bx3xHxW of any real type, to the float32 input of `forward`: see `normalise`."""
         return normalise(image)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Bx3xHxW to (BxC2xH/8xW/8, BxC3xH/16xW/16), rounded up."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
-        x = self.get_submodule("layer1")(x)
-        layer2 = self.get_submodule("layer2")(x)
+    def forward(self, image: Tensor, last_only: bool = False) -> tuple[Tensor, Tensor]:
+        """Bx3xHxW to (BxC2xH/8xW/8, BxC3xH/16xW/16), rounded up; gradients reach `last` alone if so wished."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not last_only):
+            x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
+            x = self.get_submodule("layer1")(x)
+            layer2 = self.get_submodule("layer2")(x)
         return layer2, self.get_submodule("layer3")(layer2)
+
+    @property
+    def last(self) -> nn.Module:
+        """What lies between the map of stride 8 and that of stride 16."""
+        return self.get_submodule("layer3")
 
 
 def stage(

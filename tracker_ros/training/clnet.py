@@ -32,6 +32,7 @@ from tracker_ros.training.inputs import read_pools, require
 from tracker_ros.training.losses import (
     anchor_labels,
     anchor_offsets,
+    average_precision,
     balanced_cross_entropy,
     offset_loss,
     sample_labels,
@@ -144,22 +145,6 @@ def adjustment_sets(
     planes = labels.unflatten(1, (-1, cells))
     positive, negative = ((planes == value).any(1) for value in (1, 0))
     return positive, negative & ~positive
-
-
-def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
-    """Average precision of a ranking of samples: mean over the positive ones of the precision down to each.
-
-    Args:
-        scores: BxN.
-        labels: BxN of 1, 0 and -1 (not ranked).
-
-    Returns:
-        B; 0 for a row without positive samples.
-    """
-    order = scores.masked_fill(labels < 0, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    positive = labels.gather(1, order) == 1
-    precision = positive.cumsum(1) / torch.arange(1, labels.shape[1] + 1, device=labels.device)
-    return (precision * positive).sum(1) / positive.sum(1).clamp_min(1)
 
 
 def adopt(net: CLNet, base: SiamRPNNet) -> None:

@@ -7,7 +7,6 @@ rate while the teacher's features hold it in place.
 from __future__ import annotations
 
 import argparse
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +18,9 @@ from torch import Tensor, nn
 
 from tracker_ros import weights
 from tracker_ros.geometry.boxes import pairwise_iou
-from tracker_ros.networks.dimp import DIMP18, DiMPNet
+from tracker_ros.networks.dimp import DIMP18, BackboneFeatures, DiMPNet
 from tracker_ros.networks.filter_optimizer import apply_filter
-from tracker_ros.networks.iou_net import BINS, STRIDES, BoxRefiner, IoUFeatures, IoUNet, Modulation
-from tracker_ros.networks.resnet import normalise
-from tracker_ros.networks.roi_pooling import bin_edges, bin_weights
+from tracker_ros.networks.iou_net import BoxRefiner, IoUFeatures, Modulation
 from tracker_ros.training.ahead import Ahead, choose_workers
 from tracker_ros.training.data import Image, ImagePool, add_flights
 from tracker_ros.training.device import HostImages, Renderer, choose_renderer, proposals, send
@@ -169,37 +166,6 @@ def warm_start(net: DiMPNet, backbone: dict[str, Tensor], heads: Heads | None) -
         initial.bias.zero_()
 
 
-def pool_fixed_boxes(features: Tensor, boxes: Tensor, size: int, stride: float) -> Tensor:
-    """`precise_roi_pool` as one matrix product, for boxes that need no gradient: a third of the time in training.
-
-    Args:
-        features: BxCxHxW, of any floating type.
-        boxes: BxNx4.
-        size: bins a side.
-        stride: pixels a cell.
-
-    Returns:
-        BxNxCxPxP float32.
-    """
-    batch, channels, height, width = features.shape
-    scaled = boxes / stride
-    weights_x = bin_weights(bin_edges(scaled[..., 0], scaled[..., 2], size), width).to(features.dtype)
-    weights_y = bin_weights(bin_edges(scaled[..., 1], scaled[..., 3], size), height).to(features.dtype)
-    joint = weights_y[:, :, :, None, :, None] * weights_x[:, :, None, :, None, :]
-    pooled = joint.reshape(batch, -1, height * width) @ features.permute(0, 2, 3, 1).reshape(batch, -1, channels)
-    return pooled.float().reshape(batch, boxes.shape[1], size, size, channels).permute(0, 1, 4, 2, 3)
-
-
-def predict_overlaps(net: IoUNet, modulation: Modulation, features: IoUFeatures, boxes: Tensor) -> Tensor:
-    """`IoUNet.forward` for fixed boxes: the channels are scaled after pooling, which is the same and cheaper."""
-    hidden = []
-    pairs = zip((net.fc8, net.fc16), modulation, features, BINS, STRIDES, strict=True)
-    for layer, vector, maps, bins, stride in pairs:
-        pooled = pool_fixed_boxes(maps, boxes, bins, stride) * vector[:, None, :, None, None]
-        hidden.append(layer(pooled.flatten(0, 1)))
-    return net.predictor(torch.cat(hidden, 1)).reshape(boxes.shape[:2])
-
-
 class DiMPTraining(Run):
     """Trains `net` on sets from `pool`; validates on sets from `held_out`, which no step ever sees."""
 
@@ -258,7 +224,7 @@ class DiMPTraining(Run):
             (1.0, list(self.net.iou_net.parameters())),
         ]
         if options.backbone_rate > 0:
-            groups.append((options.backbone_rate, list(self.net.backbone.get_submodule("layer3").parameters())))
+            groups.append((options.backbone_rate, list(self.net.backbone.last.parameters())))
         self.optimizer = torch.optim.AdamW(
             [{"params": params, "base": options.rate * share} for share, params in groups], weight_decay=1e-4
         )
@@ -306,35 +272,28 @@ class DiMPTraining(Run):
         """Whether stage 3 of the backbone learns at present."""
         return self.options.backbone_rate > 0 and self.progress() >= self.options.backbone_from
 
-    def _backbone(self, net: DiMPNet, images: Tensor, tuning: bool) -> tuple[Tensor, Tensor]:
-        """Stride-8 and stride-16 features; gradients reach stage 3 only."""
-        backbone = net.backbone
-        with self.autocast():
-            with torch.no_grad():
-                x = backbone.maxpool(backbone.relu(backbone.bn1(backbone.conv1(normalise(images)))))
-                layer2 = backbone.get_submodule("layer2")(backbone.get_submodule("layer1")(x))
-            with nullcontext() if tuning else torch.no_grad():
-                layer3 = backbone.get_submodule("layer3")(layer2)
-        return layer2, layer3
+    def _backbone(self, net: DiMPNet, images: Tensor, tuning: bool) -> BackboneFeatures:
+        """Stride-8 and stride-16 features; gradients reach the backbone's last part alone, while that is tuned."""
+        with self.autocast(), torch.set_grad_enabled(tuning):
+            return net.extract(net.backbone.preprocess(images), last_only=True)
 
-    def classify(self, net: DiMPNet, batch: Batch, layer3: Tensor) -> list[Tensor]:
+    def classify(self, net: DiMPNet, batch: Batch, seen: BackboneFeatures) -> list[Tensor]:
         """Scores of every iterate on the test frames, B x test frames x H x W each."""
         n = self.options.train_frames
         with self.autocast():
-            maps = net.classifier.features[:-1](layer3)
-        features = net.classifier.features[-1](maps.float()).unflatten(0, batch.boxes.shape[:2])
+            features = net.classification_features(seen).unflatten(0, batch.boxes.shape[:2])
         initial = net.classifier.initializer(features[:, :n], batch.boxes[:, :n])
         iterates = net.classifier.optimizer(initial, features[:, :n], batch.boxes[:, :n], self.options.iterations)
         return [apply_filter(features[:, n:], f) for f in iterates]
 
-    def modulate(self, net: DiMPNet, batch: Batch, layer2: Tensor, layer3: Tensor) -> tuple[Modulation, IoUFeatures]:
+    def modulate(self, net: DiMPNet, batch: Batch, seen: BackboneFeatures) -> tuple[Modulation, IoUFeatures]:
         """Modulation and test maps of every frame; the first is the reference of all others, the second the first's."""
         count, frames = batch.boxes.shape[:2]
         with self.autocast():
-            maps = net.iou_net.features(layer2, layer3)
+            maps = net.iou_net.features(*seen)
         firsts = min(2, frames)
         reference = torch.tensor([firsts - 1] + [0] * (frames - 1))
-        pair2, pair3 = (x.unflatten(0, (count, frames))[:, :firsts].flatten(0, 1).float() for x in (layer2, layer3))
+        pair2, pair3 = (x.unflatten(0, (count, frames))[:, :firsts].flatten(0, 1).float() for x in seen)
         vectors = net.iou_net.modulation(pair2, pair3, batch.boxes[:, :firsts].flatten(0, 1))
         return Modulation(*(v.unflatten(0, (count, firsts))[:, reference].flatten(0, 1) for v in vectors)), maps
 
@@ -352,19 +311,18 @@ class DiMPTraining(Run):
         self.net.backbone.eval()
         wide, near = self.batches(self.ahead(step))
         tuning = self.tuning
-        self.net.backbone.get_submodule("layer3").requires_grad_(tuning)
+        self.net.backbone.last.requires_grad_(tuning)
         terms: dict[str, Tensor] = {}
         total = torch.zeros((), device=self.device)
         if wide is not None:
-            layer2, layer3 = self._backbone(self.net, wide.images, tuning)
-            terms = self._classification_terms(self.classify(self.net, wide, layer3), wide)
+            seen = self._backbone(self.net, wide.images, tuning)
+            terms = self._classification_terms(self.classify(self.net, wide, seen), wide)
             total = self.options.beta * terms["classify"]
             if tuning and self.teacher is not None and self.heads is not None and self.options.hold > 0:
-                terms["hold"] = self._hold(wide, layer2, layer3)
+                terms["hold"] = self._hold(wide, seen)
                 total = total + self.options.hold * terms["hold"]
-        layer2, layer3 = self._backbone(self.net, near.images, tuning)
-        modulation, maps = self.modulate(self.net, near, layer2, layer3)
-        predicted = predict_overlaps(self.net.iou_net, modulation, maps, near.candidates)
+        modulation, maps = self.modulate(self.net, near, self._backbone(self.net, near.images, tuning))
+        predicted = self.net.iou_net.rate_fixed(modulation, maps, near.candidates)
         terms["iou"] = iou_loss(predicted, near.overlaps, near.present.flatten())
         terms["total"] = total + terms["iou"]
         return terms
@@ -377,7 +335,7 @@ class DiMPTraining(Run):
             "last": classification_loss(scores[-1:], labels).detach(),
         }
 
-    def _hold(self, batch: Batch, layer2: Tensor, layer3: Tensor) -> Tensor:
+    def _hold(self, batch: Batch, seen: BackboneFeatures) -> Tensor:
         """Distillation loss on the first and the last frame of every second set."""
         frames = batch.boxes.shape[1]
         starts = torch.arange(0, len(batch.images), 2 * frames)
@@ -388,8 +346,8 @@ class DiMPTraining(Run):
         with torch.no_grad(), self.autocast():
             taught = [map_.float() for map_ in self.teacher(batch.images[index] - mean)]
         targets = standardise(taught, self.statistics)
-        layer3 = layer3[index].float()
-        _, stride16, projected = self.heads(layer2[index].float(), layer3)
+        layer3 = seen.layer3[index].float()
+        _, stride16, projected = self.heads(seen.layer2[index].float(), layer3)
         loss = regression_loss(stride16, targets[1]) + regression_loss(projected, targets[2])
         return loss + 10 * relation_loss(layer3, targets[2])
 
@@ -408,7 +366,7 @@ class DiMPTraining(Run):
         n = self.options.train_frames
         sums: dict[str, list[float]] = {}
         for number, (wide, near) in enumerate(self.validation):
-            scores = self.classify(net, wide, self._backbone(net, wide.images, False)[1])
+            scores = self.classify(net, wide, self._backbone(net, wide.images, False))
             for name, value in self._classification_terms(scores, wide).items():
                 sums.setdefault(f"v_{name}", []).append(float(value))
             last = scores[-1].flatten(0, 1)
@@ -429,8 +387,8 @@ class DiMPTraining(Run):
 
     def _refine(self, net: DiMPNet, near: Batch, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32], Tensor]:
         """Disturbed boxes of all frames, what refinement makes of them (Nx4 both), and the candidates' overlaps."""
-        modulation, maps = self.modulate(net, near, *self._backbone(net, near.images, False))
-        predicted = predict_overlaps(net.iou_net, modulation, maps, near.candidates)
+        modulation, maps = self.modulate(net, near, self._backbone(net, near.images, False))
+        predicted = net.iou_net.rate_fixed(modulation, maps, near.candidates)
         rng = np.random.default_rng(seed)
         start = _disturb(near.boxes.flatten(0, 1).cpu().numpy(), rng)
         full = IoUFeatures(*(x.float() for x in maps))
@@ -450,7 +408,7 @@ class DiMPTraining(Run):
         assert isinstance(net, DiMPNet)
         result: dict[str, Image] = {}
         if wide is not None:
-            scores = self.classify(net, wide, self._backbone(net, wide.images, False)[1])
+            scores = self.classify(net, wide, self._backbone(net, wide.images, False))
             labels = self.labels(wide, scores[0].shape[-1])
             rows = []
             for number, row in enumerate(_framed(wide)[:SHOWN]):
