@@ -10,7 +10,7 @@ import torch
 
 from tracker_ros import registry, weights
 from tracker_ros.geometry.crops import template_side
-from tracker_ros.networks.backbones import SharedBackbone, SharedBackboneConfig
+from tracker_ros.networks.backbones import SharedBackboneConfig, shared_backbone
 from tracker_ros.networks.siamban import SiamBANConfig, SiamBANNet
 from tracker_ros.networks.siamese import Kernels
 from tracker_ros.networks.siamrpn import SiamRPNConfig, SiamRPNNet
@@ -71,7 +71,7 @@ def test_targets_lie_where_the_options_allow(pool: ImagePool) -> None:
 
 def test_replay_holds_the_last_scenes_and_repeats_them(pool: ImagePool) -> None:
     torch.manual_seed(0)
-    backbone = SharedBackbone(SharedBackboneConfig()).eval()
+    backbone = shared_backbone(SharedBackboneConfig()).eval()
     sampler = PairSampler(pool, QUIET)
     gone_on, resumed = (replay.Replay(sampler, backbone, 3, (1, 0, 1)) for _ in range(2))
     for count in range(1, 6):

@@ -34,11 +34,13 @@ class EfficientNetConfig:
         stem: channels of the first convolution.
         stages: what follows.
         outputs: the stages, counted from 0, whose results are the maps of stride 8 and of stride 16, the last.
+        shared: name of the weights that several networks share, ``models/<shared>.safetensors``; "" if there are none.
     """
 
     stem: int
     stages: tuple[Stage, ...]
     outputs: tuple[int, int]
+    shared: str = ""
 
     @property
     def maps(self) -> tuple[int, int]:
@@ -57,6 +59,7 @@ EFFICIENTNET_LITE0 = EfficientNetConfig(
         Stage(6, 5, 1, 112, 3),
     ),
     outputs=(2, 4),
+    shared="backbone_lite0",
 )
 
 
@@ -88,6 +91,9 @@ class EfficientNet(nn.Module):
     would move the cells by 7 and 15 pixels against those of the other backbones.)
     """
 
+    #: The channels of the maps have mean 0 and deviation 1.
+    standardised = True
+
     def __init__(self, config: EfficientNetConfig) -> None:
         super().__init__()
         self.config = config
@@ -105,6 +111,11 @@ class EfficientNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @staticmethod
+    def input_statistics() -> tuple[Tensor, Tensor]:
+        """Mean and deviation of RGB in [0, 255] that `preprocess` removes, 1x3x1x1 each."""
+        return torch.full((1, 3, 1, 1), 127.0), torch.full((1, 3, 1, 1), 128.0)
 
     def preprocess(self, image: Tensor) -> Tensor:
         """RGB in [0, 255], Bx3xHxW of any real type, to the float32 input of `forward`."""

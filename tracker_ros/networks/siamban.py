@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tracker_ros.networks.backbones import SharedBackboneConfig
 from tracker_ros.networks.correlation import DepthwiseBranch, Pairs
+from tracker_ros.networks.efficientnet import EFFICIENTNET_LITE0
 from tracker_ros.networks.resnet_dilated import DILATED_RESNET50
 from tracker_ros.networks.siamese import BackboneConfig, Kernels, Maps, SiameseNet, central, mix
 
@@ -35,8 +36,9 @@ class SiamBANConfig:
 SIAMBAN_R50 = SiamBANConfig(DILATED_RESNET50)
 #: Longest logarithm of a side while training, e^7 pixels: beyond it an untrained head has infinite losses.
 LONGEST = 7.0
-#: Compact preset on the shared backbone.
+#: Compact presets on the shared backbones.
 SIAMBAN18 = SiamBANConfig(SharedBackboneConfig(), neck=128, hidden=128)
+SIAMBAN_LITE0 = SiamBANConfig(SharedBackboneConfig(EFFICIENTNET_LITE0), neck=128, hidden=128)
 
 
 class BoxHead(nn.Module):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tracker_ros.networks.alexnet import ALEXNET, ALEXNET_BIG
 from tracker_ros.networks.backbones import SharedBackboneConfig
 from tracker_ros.networks.correlation import DepthwiseBranch, Pairs, UpChannelBranch
+from tracker_ros.networks.efficientnet import EFFICIENTNET_LITE0
 from tracker_ros.networks.resnet_dilated import DILATED_RESNET50
 from tracker_ros.networks.siamese import BackboneConfig, Kernels, Maps, SiameseNet, central, mix
 
@@ -40,9 +41,11 @@ SIAMRPN_ALEX_UP = SiamRPNConfig(ALEXNET)
 SIAMRPN_BIG_UP = SiamRPNConfig(ALEXNET_BIG)
 SIAMRPN_ALEX_DW = SiamRPNConfig(ALEXNET, hidden=256)
 SIAMRPNPP_R50 = SiamRPNConfig(DILATED_RESNET50, neck=256, hidden=256)
-#: Compact presets on the shared backbone.
+#: Compact presets on the shared backbones.
 SIAMRPN18 = SiamRPNConfig(SharedBackboneConfig(stages=(3,)), neck=128, hidden=128)
 SIAMRPNPP18 = SiamRPNConfig(SharedBackboneConfig(), neck=128, hidden=128)
+SIAMRPN_LITE0 = SiamRPNConfig(SharedBackboneConfig(EFFICIENTNET_LITE0, stages=(3,)), neck=128, hidden=128)
+SIAMRPNPP_LITE0 = SiamRPNConfig(SharedBackboneConfig(EFFICIENTNET_LITE0), neck=128, hidden=128)
 
 
 class RPNHead(nn.Module):

@@ -16,11 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tracker_ros import weights
+from tracker_ros import registry, weights
 from tracker_ros.geometry.boxes import pairwise_iou
-from tracker_ros.networks.dimp import DIMP18, BackboneFeatures, DiMPNet
+from tracker_ros.networks.dimp import BackboneFeatures, DiMPNet
 from tracker_ros.networks.filter_optimizer import apply_filter
 from tracker_ros.networks.iou_net import BoxRefiner, IoUFeatures, Modulation
+from tracker_ros.networks.resnet import BasicBlock
 from tracker_ros.training.ahead import Ahead, choose_workers
 from tracker_ros.training.data import Image, ImagePool, add_flights
 from tracker_ros.training.device import HostImages, Renderer, choose_renderer, proposals, send
@@ -31,7 +32,15 @@ from tracker_ros.training.distill import (
     relation_loss,
     standardise,
 )
-from tracker_ros.training.inputs import FIRST_SEED, read_distilled, read_pools, read_teacher, require
+from tracker_ros.training.inputs import (
+    FIRST_SEED,
+    chosen_network,
+    read_distilled,
+    read_pools,
+    read_teacher,
+    require,
+    take_backbone,
+)
 from tracker_ros.training.losses import classification_loss, gaussian_labels, iou_loss
 from tracker_ros.training.pictures import GREEN, RED, YELLOW, crop_picture, draw_box, map_picture, sheet
 from tracker_ros.training.pseudo import TEACHER_MEAN
@@ -145,8 +154,9 @@ def warm_start(net: DiMPNet, backbone: dict[str, Tensor], heads: Heads | None) -
     teacher's features.
     """
     net.backbone.load_state_dict(backbone)
-    block = net.classifier.features[0]
-    nn.init.zeros_(block.get_submodule("bn2").get_parameter("weight"))
+    for block in net.classifier.features:
+        if isinstance(block, BasicBlock):
+            nn.init.zeros_(block.bn2.weight)
     conv = net.classifier.features[-2]
     assert isinstance(conv, nn.Conv2d)
     with torch.no_grad():
@@ -154,9 +164,11 @@ def warm_start(net: DiMPNet, backbone: dict[str, Tensor], heads: Heads | None) -
             projection = heads.projected.weight[:, :, 0, 0]
             bias = heads.projected.bias
             assert bias is not None
-            # The heads predict standardised features, W x + b with mean zero: the mean x solves W x = -b. Remove it.
-            mean = torch.linalg.lstsq(projection, -bias[:, None]).solution[:, 0]
-            centred = projection - projection @ torch.outer(mean, mean) / mean.square().sum()
+            centred = projection
+            if not net.backbone.standardised:
+                # Heads predict standardised features, W x + b with mean zero: the mean x solves W x = -b. Remove it.
+                mean = torch.linalg.lstsq(projection, -bias[:, None]).solution[:, 0]
+                centred = projection - projection @ torch.outer(mean, mean) / mean.square().sum()
             conv.weight.normal_(0, 0.02 * float(centred.std()))
             conv.weight[:, :, 1, 1] += centred
         initial = net.classifier.initializer.conv
@@ -167,7 +179,19 @@ def warm_start(net: DiMPNet, backbone: dict[str, Tensor], heads: Heads | None) -
 
 
 class DiMPTraining(Run):
-    """Trains `net` on sets from `pool`; validates on sets from `held_out`, which no step ever sees."""
+    """Trains `net` on sets from `pool`; validates on sets from `held_out`, which no step ever sees.
+
+    Args:
+        pool, held_out: see there.
+        out: folder of the run.
+        options: see `DiMPOptions`.
+        distilled: checkpoint of the run that distilled the backbone; without one it begins with random weights.
+        teacher: holds a backbone that is tuned.
+        layout: how sets are drawn.
+        images: makes crops of `pool`; by default what suits the device.
+        network: name of the network.
+        shares: the backbone lies in a file of its own, so that the weights name it if it stays as it is.
+    """
 
     name = "dimp18"
 
@@ -181,9 +205,11 @@ class DiMPTraining(Run):
         teacher: nn.Module | None = None,
         layout: SetOptions | None = None,
         images: Renderer | None = None,
+        network: str = "dimp18",
+        shares: bool = False,
     ) -> None:
         super().__init__(out, options)
-        self.options = options
+        self.name, self.options = network, options
         self.images = images or choose_renderer(pool, self.device)
         self.ahead = Ahead(self.plan, choose_workers(options.workers, self.device))
         layout = replace(layout or SetOptions(), train_frames=options.train_frames, test_frames=options.test_frames)
@@ -203,11 +229,15 @@ class DiMPTraining(Run):
         self.validation: list[tuple[Batch, Batch]] = []
         if options.validation and len(held_out):
             self._make_validation(held_out, SetSampler(held_out, layout), SetSampler(held_out, near, tight=True))
-        self.net = DiMPNet(DIMP18)
+        net = registry.networks()[network].create()
+        assert isinstance(net, DiMPNet)
+        self.net = net
+        #: The backbone that the weights name instead of holding it.
+        self.shared = net.config.backbone.shared if shares and options.backbone_rate == 0 else None
         self.heads: Heads | None = None
         self.statistics: list[tuple[Tensor, Tensor]] = []
         if distilled is not None:
-            self.heads = Heads((128, 256), TEACHER_CHANNELS)
+            self.heads = Heads(net.config.backbone.maps, TEACHER_CHANNELS)
             self.heads.load_state_dict(distilled["heads"])
             self.heads.requires_grad_(False)
             self.statistics = [(mean.to(self.device), d.to(self.device)) for mean, d in distilled["statistics"]]
@@ -433,7 +463,7 @@ class DiMPTraining(Run):
             f"trained from scratch by tracker_ros: step {self.step}, {self.elapsed / 60:.0f} min, "
             f"held-out peak {result.get('v_peak', 0):.3f}, box IoU {result.get('v_box', 0):.3f}"
         )
-        weights.save(self.out / f"{self.name}.safetensors", self.average, "dimp18", origin)
+        weights.save(self.out / f"{self.name}.safetensors", self.average, self.name, origin, backbone=self.shared)
 
 
 def _framed(batch: Batch) -> list[list[Image]]:
@@ -492,8 +522,15 @@ def build(args: argparse.Namespace) -> DiMPTraining:
     """The recipe `dimp18`."""
     require(args, "--images")
     options = with_settings(DiMPOptions(), args.set)
+    network = chosen_network(args)
+    shares = args.backbone is not None and options.backbone_rate == 0
+    if shares:
+        net = network.create()
+        assert isinstance(net, DiMPNet)
+        take_backbone(args, net.backbone)  # writes it beside the weights
     pool, held_out = read_pools(args)
-    return DiMPTraining(pool, held_out, args.out, options, read_distilled(args), read_teacher(args))
+    distilled, teacher = read_distilled(args), read_teacher(args)
+    return DiMPTraining(pool, held_out, args.out, options, distilled, teacher, network=network.name, shares=shares)
 
 
 def build_smoke(args: argparse.Namespace) -> DiMPTraining:

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 
 from tracker_ros import registry, weights
 from tracker_ros.geometry.anchors import anchor_shapes, anchors, decode_anchors, decode_points, overlap, points
-from tracker_ros.networks.backbones import BACKBONE18, SharedBackbone
+from tracker_ros.networks.backbones import SharedBackbone
 from tracker_ros.networks.correlation import Pairs, UpChannelBranch
 from tracker_ros.networks.siamban import SiamBANNet
 from tracker_ros.networks.siamese import STRIDE, Kernels, Maps, SiameseNet
 from tracker_ros.networks.siamrpn import SiamRPNNet
 from tracker_ros.training import replay
 from tracker_ros.training.data import ImagePool
-from tracker_ros.training.inputs import read_pools, require
+from tracker_ros.training.inputs import chosen_network, read_pools, require, take_backbone
 from tracker_ros.training.losses import (
     anchor_labels,
     anchor_offsets,
@@ -135,6 +135,7 @@ class SiameseTraining(Run):
         self.name, self.options = name, options
         if not isinstance(net.backbone, SharedBackbone):
             raise ValueError(f"'{name}' has a backbone of its own; this recipe trains heads on the shared one")
+        self.shared = net.backbone.config.shared or None
         self.net = channels_last(net.to(self.device))
         net.backbone.requires_grad_(False)
         self.backbone = copy.deepcopy(net.backbone).eval().to(torch.bfloat16 if self.bf16 else torch.float32)
@@ -285,24 +286,25 @@ class SiameseTraining(Run):
         figures = self.validate() if self.held_out else {}
         self.report(figures)
         origin = f"trained by tracker_ros: step {self.step}, held-out IoU {figures.get('v_iou', 0):.3f}"
-        weights.save(self.out / f"{self.name}.safetensors", self.average, self.name, origin, backbone=BACKBONE18)
+        weights.save(self.out / f"{self.name}.safetensors", self.average, self.name, origin, backbone=self.shared)
 
 
 def build(args: argparse.Namespace) -> SiameseTraining:
-    """The recipes `siamrpn`, `siamrpnpp` and `siamban`: heads on the shipped backbone.
+    """The recipes `siamrpn`, `siamrpnpp` and `siamban`: heads on a shared backbone.
 
     ``--base`` goes on from weights of the same network; see `take_level` for others.
     """
     require(args, "--images")
     options = with_settings(SiameseOptions(), args.set)
     pool, held_out = read_pools(args)
-    network = registry.get(args.recipe).network
-    assert network is not None
+    network = chosen_network(args)
     name = network.name
     torch.manual_seed(options.seed)
     net = network.create()
     assert isinstance(net, SiamRPNNet | SiamBANNet)
-    weights.load_backbone(net.backbone, BACKBONE18)
+    if not isinstance(net.backbone, SharedBackbone):
+        raise ValueError(f"'{name}' has a backbone of its own; this recipe trains heads on a shared one")
+    take_backbone(args, net.backbone)
     start_heads(net)
     if args.base is not None:
         if weights.network_of(args.base) == name:
@@ -317,13 +319,16 @@ def take_level(net: SiamRPNNet | SiamBANNet, file: Path) -> None:
 
     Args:
         net: SiamRPN with depth-wise correlation on stage 3.
-        file: weights of `siamrpnpp18`.
+        file: weights of `siamrpnpp18`, or of that on another backbone.
 
     Raises:
-        WeightsError: the file is not of that network, or `net` has levels or channels of its own.
+        WeightsError: the file is of no such network, or `net` has levels or channels of its own.
     """
-    base = registry.networks()["siamrpnpp18"].create()
-    weights.load(file, base, "siamrpnpp18")
+    name = weights.network_of(file)
+    if not name.startswith("siamrpnpp"):
+        name = "siamrpnpp18"
+    base = registry.networks()[name].create()
+    weights.load(file, base, name)
     assert isinstance(base, SiamRPNNet)
     own = net.state_dict()
     last = len(base.levels) - 1

@@ -24,17 +24,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tracker_ros import weights
+from tracker_ros import registry, weights
 from tracker_ros.geometry.anchors import decode_points, overlap, points
 from tracker_ros.geometry.crops import template_side
-from tracker_ros.networks.backbones import BACKBONE18, SharedBackbone
+from tracker_ros.networks.backbones import SharedBackbone
 from tracker_ros.networks.roi_pooling import precise_roi_pool
-from tracker_ros.networks.siamban import SIAMBAN18, SiamBANNet
+from tracker_ros.networks.siamban import SiamBANNet
 from tracker_ros.networks.siamese import STRIDE, Kernels
-from tracker_ros.networks.siamrn import SIAMRN18, FusedRelation, RelationParts, RelationTemplate, SiamRNNet
+from tracker_ros.networks.siamrn import FusedRelation, RelationParts, RelationTemplate, SiamRNNet
 from tracker_ros.training.augment import View, cut, map_box
 from tracker_ros.training.data import ImagePool, image_groups
-from tracker_ros.training.inputs import read_pools, require
+from tracker_ros.training.inputs import chosen_network, read_pools, require
 from tracker_ros.training.losses import average_precision, balanced_cross_entropy, ellipse_labels
 from tracker_ros.training.pairs import CONTEXT, SEARCH_SIZE, TEMPLATE_SIZE, PairOptions, PairSampler
 from tracker_ros.training.replay import Window
@@ -296,13 +296,20 @@ class SiamRNTraining(Run):
         supports: NxLxCxPxP, the pooled targets of these objects.
     """
 
-    name = "siamrn18"
-
-    def __init__(self, net: SiamRNNet, pool: ImagePool, held_out: ImagePool, out: Path, options: SiamRNOptions) -> None:
+    def __init__(
+        self,
+        net: SiamRNNet,
+        pool: ImagePool,
+        held_out: ImagePool,
+        out: Path,
+        options: SiamRNOptions,
+        name: str = "siamrn18",
+    ) -> None:
         super().__init__(out, options)
-        self.options = options
+        self.name, self.options = name, options
         if not isinstance(net.backbone, SharedBackbone):
             raise ValueError("this recipe trains on the shared backbone; the network has one of its own")
+        self.shared = net.backbone.config.shared or None
         self.net = net.to(self.device).eval().requires_grad_(False)
         self.net.parts = RelationParts(
             options.global_detector, options.local_detector, options.patch_detector, options.self_attention
@@ -521,7 +528,7 @@ class SiamRNTraining(Run):
             f"trained by tracker_ros: step {self.step}, held-out AP {figures.get('v_ap', 0):.3f} "
             f"(base {figures.get('v_base_ap', 0):.3f})"
         )
-        weights.save(self.out / f"{self.name}.safetensors", self.average, self.name, origin, backbone=BACKBONE18)
+        weights.save(self.out / f"{self.name}.safetensors", self.average, self.name, origin, backbone=self.shared)
 
 
 def embedding(maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
@@ -556,15 +563,16 @@ def refine(net: SiamBANNet, correlations: Tensor, scores: Tensor | None = None) 
     return net.classify([level[..., None] for level in correlations.unbind(1)])
 
 
-def start(base: Path) -> SiamRNNet:
-    """A SiamRN with the weights of a trained SiamBAN, and an undecided relation detector.
+def start(base: Path, name: str = "siamrn18") -> SiamRNNet:
+    """The SiamRN called `name` with the weights of a trained SiamBAN, and an undecided relation detector.
 
     Raises:
         WeightsMissing, WeightsError: `base` is not such a file.
     """
-    trained = SiamBANNet(SIAMBAN18)
-    weights.load(base, trained, "siamban18")
-    net = SiamRNNet(SIAMRN18)
+    under = base_of(name)
+    trained, net = (registry.networks()[each].create() for each in (under, name))
+    assert isinstance(net, SiamRNNet)
+    weights.load(base, trained, under)
     net.load_state_dict(trained.state_dict(), strict=False)
     for level in net.detectors:
         for detector in (level.global_detector, level.local_detector, level.patch_detector):
@@ -573,11 +581,17 @@ def start(base: Path) -> SiamRNNet:
     return net
 
 
+def base_of(name: str) -> str:
+    """The SiamBAN that a SiamRN extends."""
+    return name.replace("siamrn", "siamban")
+
+
 def build(args: argparse.Namespace) -> SiamRNTraining:
     """The recipe `siamrn`: on the SiamBAN that ``--base`` names, else the shipped one."""
     require(args)
     options = with_settings(SiamRNOptions(), args.set)
     torch.manual_seed(options.seed)
-    net = start(args.base or weights.shipped("siamban18"))
+    name = chosen_network(args).name
+    net = start(args.base or weights.shipped(base_of(name)), name)
     pool, held_out = read_pools(args)
-    return SiamRNTraining(net, pool, held_out, args.out, options)
+    return SiamRNTraining(net, pool, held_out, args.out, options, name)
