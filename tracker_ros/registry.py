@@ -68,6 +68,7 @@ class Entry:
         description: one line for a list of trackers.
         tracker: its class, or ``module:Class`` below `tracker_ros.trackers`, whose ``PRESETS`` has its options.
         network: of its weights; None where it has none.
+        others: the same network on other backbones: its recipe trains them too, and it takes their weights.
         recipe: ``module:function`` below `tracker_ros.training` that trains it; "" where none does.
         takes: names of trackers of the same kind, whose weights it takes too, with their options.
         preset: its options, where `tracker` is a class.
@@ -77,6 +78,7 @@ class Entry:
     description: str
     tracker: str | Factory
     network: Network | None = None
+    others: tuple[Network, ...] = ()
     recipe: str = ""
     takes: tuple[str, ...] = ()
     preset: TrackerOptions | None = None
@@ -135,15 +137,19 @@ class Registry:
         """
         entry = self.get(name)
         factory, preset = entry.load()
-        network = options.get("network") or (_network_of(options.get("weights", "")) if entry.takes else "")
+        several = entry.takes or entry.others
+        network = options.get("network") or (_network_of(options.get("weights", "")) if several else "")
         for other in map(self.get, entry.takes):
             if other.network is not None and other.network.name == network:
                 preset = other.options
+        if network in {other.name for other in entry.others}:
+            options["network"] = network
         return factory(name, preset.vary(**options))
 
     def networks(self) -> dict[str, Network]:
         """Every network by its name."""
-        return {entry.network.name: entry.network for entry in self if entry.network is not None}
+        found = [entry.network for entry in self if entry.network is not None]
+        return {network.name: network for network in [*found, *(other for entry in self for other in entry.others)]}
 
     def extended(self, *entries: Entry) -> Registry:
         """A new registry with these entries and `entries`."""
@@ -172,6 +178,7 @@ DEFAULT = Registry(
             "DiMP with a ResNet-18 backbone (Bhat et al., ICCV 2019)",
             "dimp:DiMP",
             Network("dimp18", "dimp", "DiMPNet(DIMP18)", "convert_dimp"),
+            others=(Network("dimp_lite0", "dimp", "DiMPNet(DIMP_LITE0)"),),
             recipe="dimp:build",
         ),
         Entry(
@@ -185,6 +192,7 @@ DEFAULT = Registry(
             "SiamRPN: region proposals by depth-wise correlation (Li et al., CVPR 2018)",
             "siamrpn:SiamRPN",
             Network("siamrpn18", "siamrpn", "SiamRPNNet(SIAMRPN18)"),
+            others=(Network("siamrpn_lite0", "siamrpn", "SiamRPNNet(SIAMRPN_LITE0)"),),
             recipe="siamese:build",
             takes=("siamrpn_alex_dw", "siamrpn_alex_up", "siamrpn_big_up"),
         ),
@@ -193,6 +201,7 @@ DEFAULT = Registry(
             "SiamRPN++: several levels, depth-wise correlation (Li et al., CVPR 2019)",
             "siamrpn:SiamRPN",
             Network("siamrpnpp18", "siamrpn", "SiamRPNNet(SIAMRPNPP18)"),
+            others=(Network("siamrpnpp_lite0", "siamrpn", "SiamRPNNet(SIAMRPNPP_LITE0)"),),
             recipe="siamese:build",
             takes=("siamrpnpp_r50",),
         ),
@@ -201,6 +210,7 @@ DEFAULT = Registry(
             "CLNet: SiamRPN++ adjusted to the first frame (Dong et al., ECCV 2020)",
             "clnet:CLNet",
             Network("clnet18", "clnet", "CLNet(CLNET18)"),
+            others=(Network("clnet_lite0", "clnet", "CLNet(CLNET_LITE0)"),),
             recipe="clnet:build",
             takes=("clnet_r50",),
         ),
@@ -209,6 +219,7 @@ DEFAULT = Registry(
             "SiamBAN: no anchors (Chen et al., CVPR 2020)",
             "siamban:SiamBAN",
             Network("siamban18", "siamban", "SiamBANNet(SIAMBAN18)"),
+            others=(Network("siamban_lite0", "siamban", "SiamBANNet(SIAMBAN_LITE0)"),),
             recipe="siamese:build",
             takes=("siamban_r50",),
         ),
@@ -217,6 +228,7 @@ DEFAULT = Registry(
             "SiamRN: SiamBAN with a relation detector (Cheng et al., CVPR 2021)",
             "siamrn:SiamRN",
             Network("siamrn18", "siamrn", "SiamRNNet(SIAMRN18)"),
+            others=(Network("siamrn_lite0", "siamrn", "SiamRNNet(SIAMRN_LITE0)"),),
             recipe="siamrn:build",
             takes=("siamrn_r50",),
         ),
@@ -225,6 +237,7 @@ DEFAULT = Registry(
             "SSD guided to the target, its head adapted online by MAML (Huang et al., ICCV 2019)",
             "guided:GuidedTracker",
             Network("guided_ssd18", "ssd", "SSD(GUIDED_SSD18)"),
+            others=(Network("guided_ssd_lite0", "ssd", "SSD(GUIDED_SSD_LITE0)"),),
             recipe="guided:build",
             takes=("guided_ssd18_single", "guided_ssd_vgg16"),
         ),
@@ -233,6 +246,7 @@ DEFAULT = Registry(
             "Faster R-CNN guided to the target, its head adapted online by MAML (Huang et al., ICCV 2019)",
             "guided:GuidedTracker",
             Network("guided_frcnn18", "faster_rcnn", "FasterRCNN(GUIDED_FRCNN18)"),
+            others=(Network("guided_frcnn_lite0", "faster_rcnn", "FasterRCNN(GUIDED_FRCNN_LITE0)"),),
             recipe="guided:build",
             takes=("guided_frcnn_r50",),
         ),

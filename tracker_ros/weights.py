@@ -163,7 +163,7 @@ def _read_backbone(path: Path, metadata: Mapping[str, str]) -> dict[str, Tensor]
 
 
 def load_backbone(module: nn.Module, name: str) -> None:
-    """Load the shipped backbone called `name` into a ResNet.
+    """Load the shipped backbone called `name`.
 
     Raises:
         WeightsMissing, WeightsError: see `load`.

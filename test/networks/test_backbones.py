@@ -7,7 +7,13 @@ import torch
 
 from tracker_ros import registry, weights
 from tracker_ros.errors import WeightsError, WeightsMissing
-from tracker_ros.networks.backbones import SharedBackbone, SharedBackboneConfig
+from tracker_ros.networks.backbones import (
+    BACKBONES,
+    SharedBackbone,
+    SharedBackboneConfig,
+    build_backbone,
+    shared_backbone,
+)
 from tracker_ros.networks.resnet import RESNET18, ResNet, normalise
 from tracker_ros.networks.siamban import SiamBANConfig, SiamBANNet
 from tracker_ros.networks.siamese import central
@@ -18,7 +24,7 @@ SMALL = SiamBANConfig(SharedBackboneConfig(), neck=8, hidden=8)
 @pytest.fixture(scope="module")
 def backbone() -> SharedBackbone:
     torch.manual_seed(0)
-    return SharedBackbone(SharedBackboneConfig()).eval()
+    return shared_backbone(SharedBackboneConfig()).eval()
 
 
 @torch.no_grad()
@@ -57,7 +63,7 @@ def test_a_template_looks_at_what_a_search_crop_has_in_its_middle(backbone: Shar
 @pytest.mark.parametrize("stages", [(2,), (3,), (2, 3)])
 def test_the_stages_that_are_asked_for(stages: tuple[int, ...]) -> None:
     config = SharedBackboneConfig(stages=stages)
-    maps = SharedBackbone(config).eval()(torch.zeros(1, 3, 127, 127))
+    maps = shared_backbone(config).eval()(torch.zeros(1, 3, 127, 127))
     assert tuple(m.shape[1] for m in maps) == config.channels
     assert all(m.shape[-2:] == (15, 15) for m in maps)
 
@@ -91,3 +97,38 @@ def test_shipped_heads_belong_to_the_shipped_backbone() -> None:
         assert name == file.stem
         if name != "backbone18":
             weights.load(file, registry.networks()[name].create(), name)
+
+
+@pytest.mark.parametrize("config", [SharedBackboneConfig(net) for net in BACKBONES.values()])
+@torch.no_grad()
+def test_any_backbone_can_be_shared(config: SharedBackboneConfig) -> None:
+    """Maps are the plain backbone's, from the same file, and centred where those of the ResNet are."""
+    shared, plain = shared_backbone(config).eval(), build_backbone(config.net).eval()
+    assert isinstance(shared, SharedBackbone)
+    plain.load_state_dict(shared.state_dict())
+    crop = torch.rand(1, 3, 127, 127) * 255
+    padded = torch.nn.functional.pad(crop, (1, 0, 1, 0), mode="replicate")
+    for ours, theirs in zip(shared.maps(crop), plain(plain.preprocess(padded.flip(1))), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
+    assert [tuple(m.shape[1:]) for m in shared(crop)] == [(channels, 15, 15) for channels in config.channels]
+
+
+COMPACT = [name for name in registry.networks() if name.endswith("_lite0")]
+
+
+def test_every_compact_tracker_has_a_network_on_either_backbone() -> None:
+    assert {name.replace("_lite0", "18") for name in COMPACT} == {n for n in registry.networks() if n.endswith("18")}
+
+
+@pytest.mark.parametrize("name", COMPACT)
+def test_weights_of_a_head_name_the_backbone_that_they_need(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, other = registry.networks()[name].create(), registry.networks()[name].create()
+    file, shared = tmp_path / f"{name}.safetensors", tmp_path / "backbone_lite0.safetensors"
+    weights.save(file, net, name, "random", backbone="backbone_lite0")
+    with pytest.raises(WeightsMissing, match="needs the backbone 'backbone_lite0'"):
+        weights.load(file, other, name)
+    weights.save(shared, net.get_submodule("backbone"), "backbone_lite0", "random")
+    weights.load(file, other, name)
+    for key, value in net.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[key], value, atol=1e-2, rtol=1e-2)

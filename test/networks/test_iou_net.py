@@ -58,3 +58,14 @@ def test_folding_batch_norms_changes_nothing(net: IoUNet) -> None:
         after = prepare(net, torch.device("cpu"))(modulation, features, proposals)
     assert torch.allclose(before, after)
     assert not any(isinstance(m, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d) for m in net.modules())
+
+
+def test_overlaps_of_fixed_boxes_are_those_of_the_iou_net() -> None:
+    torch.manual_seed(0)
+    net = IoUNet((8, 12), (8, 12), 16).eval()
+    maps = IoUFeatures(torch.randn(2, 16, 12, 12), torch.randn(2, 16, 6, 6))
+    modulation = Modulation(torch.rand(2, 16), torch.rand(2, 16))
+    boxes = torch.tensor([[[10.0, 20.0, 40.0, 30.0]], [[5.0, 5.0, 50.0, 60.0]]])
+    torch.testing.assert_close(
+        net.rate_fixed(modulation, maps, boxes), net(modulation, maps, boxes), rtol=1e-4, atol=1e-5
+    )

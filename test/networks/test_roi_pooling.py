@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tracker_ros.networks.roi_pooling import bin_weights, pool_taps, precise_roi_pool, roi_taps
+from tracker_ros.networks.roi_pooling import bin_weights, pool_fixed_boxes, pool_taps, precise_roi_pool, roi_taps
 
 
 def _dense_mean(channel: np.ndarray, x1: float, y1: float, x2: float, y2: float, points: int = 400) -> float:
@@ -70,3 +70,13 @@ def test_pooling_by_taps_is_the_dense_product() -> None:
     torch.testing.assert_close(pool_taps(table, taps, 0, 6), dense, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(pool_taps(table, taps, 2, 5), dense[2:5], atol=1e-6, rtol=1e-5)
     assert not dense[3].any()
+
+
+def test_pooling_of_fixed_boxes_is_precise_roi_pooling() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 5, 9, 11, generator=generator)
+    boxes = torch.tensor(
+        [[[3.0, 5.0, 30.0, 41.0], [-9.0, 2.0, 20.0, 8.0]], [[40.0, 40.0, 60.0, 60.0], [1.0, 1.0, 2.0, 3.0]]]
+    )
+    expected = precise_roi_pool(features, boxes, 3, 8)
+    torch.testing.assert_close(pool_fixed_boxes(features, boxes, 3, 8), expected)

@@ -23,7 +23,6 @@ from tracker_ros.training.clnet import (
     CLNetTraining,
     adjustment_sets,
     adopt,
-    average_precision,
     gather,
     respond,
 )
@@ -119,12 +118,6 @@ def test_the_diverse_samples_are_those_that_the_base_takes_for_the_target() -> N
     for diverse, expected in ((0, 0), (2, 2), (3, 3)):
         _, negative = adjustment_sets(overlaps, scores, 625, np.random.default_rng(0), 16, 0, diverse)
         assert negative[0, cells].tolist() == [True] * expected + [False] * (3 - expected)
-
-
-def test_average_precision_of_a_hand_made_ranking() -> None:
-    scores = torch.tensor([[0.9, 0.8, 0.7, 0.6, 0.5], [0.9, 0.8, 0.7, 0.6, 0.5]])
-    labels = torch.tensor([[1, 0, 1, -1, 0], [-1, 1, 1, 0, 0]])
-    torch.testing.assert_close(average_precision(scores, labels), torch.tensor([(1 + 2 / 3) / 2, 1.0]))
 
 
 # --- what learns -----------------------------------------------------------------------------------------------------

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from tracker_ros.training.distill import regression_loss, relation, relation_loss, standardise
-from tracker_ros.training.losses import LABEL_SIGMA, classification_loss, gaussian_labels, hinge_residual, iou_loss
+from tracker_ros.training.losses import (
+    LABEL_SIGMA,
+    average_precision,
+    classification_loss,
+    gaussian_labels,
+    hinge_residual,
+    iou_loss,
+)
 
 
 def test_label_sigma_is_a_quarter_of_the_base_target() -> None:
@@ -73,3 +80,10 @@ def test_standardise_clips_outliers() -> None:
     statistics = [(torch.full((1, 1, 1, 1), 3.0), torch.full((1, 1, 1, 1), 2.0))]
     result = standardise([torch.tensor([5.0, 100.0]).reshape(1, 1, 1, 2)], statistics)
     assert result[0].flatten().tolist() == [1.0, 6.0]
+
+
+def test_average_precision_of_hand_made_rankings() -> None:
+    scores = torch.tensor([[0.9, 0.8, 0.7, 0.6, 0.5]]).expand(4, -1)
+    labels = torch.tensor([[1, 0, 1, -1, 0], [-1, 1, 1, 0, 0], [0, 1, -1, 0, 1], [0, -1, 0, 0, 0]])
+    expected = torch.tensor([(1 + 2 / 3) / 2, 1.0, (1 / 2 + 2 / 4) / 2, torch.nan], dtype=torch.float64)
+    torch.testing.assert_close(average_precision(scores, labels), expected, equal_nan=True)

@@ -15,16 +15,12 @@ from tracker_ros import cli, weights
 from tracker_ros.networks.backbones import BACKBONE18, BACKBONES, build_backbone
 from tracker_ros.networks.dimp import DIMP18, DiMPNet
 from tracker_ros.networks.inference import choose_dtype
-from tracker_ros.networks.iou_net import IoUFeatures, IoUNet, Modulation
 from tracker_ros.networks.resnet import RESNET18, ResNet
-from tracker_ros.networks.roi_pooling import precise_roi_pool
 from tracker_ros.training.command import RECIPES
 from tracker_ros.training.data import ImagePool, TrainingImage, pyramid
 from tracker_ros.training.dimp import (
     DiMPOptions,
     DiMPTraining,
-    pool_fixed_boxes,
-    predict_overlaps,
     warm_start,
 )
 from tracker_ros.training.distill import (
@@ -242,27 +238,6 @@ def test_rate_warms_up_and_falls_to_zero(pool: ImagePool, tmp_path: Path) -> Non
     assert max(factors) == pytest.approx(1.0)
     assert factors[10:] == sorted(factors[10:], reverse=True)
     assert factors[-1] < 0.01
-
-
-def test_pooling_of_fixed_boxes_is_precise_roi_pooling() -> None:
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(2, 5, 9, 11, generator=generator)
-    boxes = torch.tensor(
-        [[[3.0, 5.0, 30.0, 41.0], [-9.0, 2.0, 20.0, 8.0]], [[40.0, 40.0, 60.0, 60.0], [1.0, 1.0, 2.0, 3.0]]]
-    )
-    expected = precise_roi_pool(features, boxes, 3, 8)
-    torch.testing.assert_close(pool_fixed_boxes(features, boxes, 3, 8), expected)
-
-
-def test_overlaps_of_fixed_boxes_are_those_of_the_iou_net() -> None:
-    torch.manual_seed(0)
-    net = IoUNet((8, 12), (8, 12), 16).eval()
-    maps = IoUFeatures(torch.randn(2, 16, 12, 12), torch.randn(2, 16, 6, 6))
-    modulation = Modulation(torch.rand(2, 16), torch.rand(2, 16))
-    boxes = torch.tensor([[[10.0, 20.0, 40.0, 30.0]], [[5.0, 5.0, 50.0, 60.0]]])
-    torch.testing.assert_close(
-        predict_overlaps(net, modulation, maps, boxes), net(modulation, maps, boxes), rtol=1e-4, atol=1e-5
-    )
 
 
 def test_warm_start_begins_with_the_distilled_projection() -> None:

@@ -10,8 +10,9 @@ import torch
 
 from tracker_ros import registry, weights
 from tracker_ros.geometry.crops import template_side
-from tracker_ros.networks.backbones import SharedBackbone, SharedBackboneConfig
+from tracker_ros.networks.backbones import SharedBackboneConfig, shared_backbone
 from tracker_ros.networks.siamban import SiamBANConfig, SiamBANNet
+from tracker_ros.networks.siamese import Kernels
 from tracker_ros.networks.siamrpn import SiamRPNConfig, SiamRPNNet
 from tracker_ros.training import replay
 from tracker_ros.training.command import add_arguments
@@ -26,7 +27,7 @@ from tracker_ros.training.losses import (
     sample_labels,
 )
 from tracker_ros.training.pairs import PairOptions, PairSampler
-from tracker_ros.training.siamese import SiameseOptions, SiameseTraining, branch, build, start_heads
+from tracker_ros.training.siamese import SiameseOptions, SiameseTraining, build, start_heads
 
 QUIET = PairOptions(distractors=0, transplant=0, occluder=0, absent=0, videos=0)
 
@@ -70,7 +71,7 @@ def test_targets_lie_where_the_options_allow(pool: ImagePool) -> None:
 
 def test_replay_holds_the_last_scenes_and_repeats_them(pool: ImagePool) -> None:
     torch.manual_seed(0)
-    backbone = SharedBackbone(SharedBackboneConfig()).eval()
+    backbone = shared_backbone(SharedBackboneConfig()).eval()
     sampler = PairSampler(pool, QUIET)
     gone_on, resumed = (replay.Replay(sampler, backbone, 3, (1, 0, 1)) for _ in range(2))
     for count in range(1, 6):
@@ -147,27 +148,28 @@ def _training(pool: ImagePool, out: Path, kind: str, **changes: float) -> Siames
 
 
 def test_a_comparison_shares_the_search_branch(pool: ImagePool, tmp_path: Path) -> None:
-    """What `respond` gives is what the network itself says of every pair alone."""
+    """What a step compares is what the network itself says of every pair alone."""
     for kind in ("siamban18", "siamrpnpp18", "siamrpn18"):
         run = _training(pool, tmp_path, kind)
         rng = np.random.default_rng(3)
         net = run.net.eval()
         with torch.no_grad():
             scenes = run.scenes(0, rng)
-            pairs = run.comparison(scenes, rng)
-            assert pairs.own == 3
-            assert len(pairs.kernel) == 5  # and half of three with a stranger's template
-            assert not pairs.present[3:].any()
-            kernels = run.kernels(net, run.levels(net, scenes.templates, pairs.template))
-            levels = run.levels(net, scenes.searches, pairs.search)
-            maps = run.respond(net, levels, kernels, pairs)
-            for i in range(len(pairs.kernel)):
-                k, row = int(pairs.kernel[i]), int(pairs.level[i])
-                one = [branch(h.cls, x[row : row + 1], kernels.cls[k : k + 1, j], torch.tensor([0]), torch.tensor([0]))
-                       for j, (h, x) in enumerate(zip(net.levels, levels, strict=True))]  # fmt: skip
-                shares = net.cls_fusion.softmax(0) if len(one) > 1 else torch.ones(1)
-                alone = sum((s * o for s, o in zip(shares, one, strict=True)), torch.zeros(()))
-                torch.testing.assert_close(maps.cls[i], alone.reshape(2, -1), atol=1e-5, rtol=1e-4)
+            drawn = run.comparison(scenes, rng)
+            assert drawn.own == 3
+            assert len(drawn.pairs.kernel) == 5  # and half of three with a stranger's template
+            assert not drawn.present[3:].any()
+            kernels = net.kernels(run.levels(net, scenes.templates, drawn.template))
+            levels = run.levels(net, scenes.searches, drawn.search)
+            maps = run.compare(net, scenes, drawn)
+            assert maps.loc.shape[0] == drawn.own
+            for i in range(len(drawn.pairs.kernel)):
+                k, row = int(drawn.pairs.kernel[i]), int(drawn.pairs.search[i])
+                one = Kernels(*(part[k : k + 1] for part in kernels))
+                alone = net.compare([level[row : row + 1] for level in levels], one)
+                torch.testing.assert_close(maps.cls[i], alone.cls[0], atol=1e-5, rtol=1e-4)
+                if i < drawn.own:
+                    torch.testing.assert_close(maps.loc[i], alone.loc[0], atol=1e-4, rtol=1e-4)
 
 
 def test_resumed_is_uninterrupted(pool: ImagePool, tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from tracker_ros.training.siamrn import (
     Pairs,
     SiamRNOptions,
     SiamRNTraining,
-    average_precision,
     clipped,
     draw_samples,
     form_pairs,
@@ -138,13 +137,6 @@ def test_the_matching_loss_weighs_the_kinds_of_pairs_and_not_their_numbers() -> 
     assert float(matching_loss(own, other, pairs, contrastive=False)) == pytest.approx((same + 2 * apart) / 3)
     perfect = torch.tensor([[1.0, 0.3, 0.0, 0.0, 0.6]])
     assert float(matching_loss(perfect, torch.tensor([[0.0, 1.0]]), pairs)) == 0
-
-
-def test_average_precision_by_hand() -> None:
-    scores, positive = torch.tensor([0.1, 0.9, 0.5, 0.7]), torch.tensor([True, True, False, False])
-    assert average_precision(scores, positive) == pytest.approx((1 / 1 + 2 / 4) / 2)
-    assert average_precision(-scores, positive) == pytest.approx((1 / 1 + 2 / 4) / 2)
-    assert np.isnan(average_precision(scores, torch.zeros(4, dtype=torch.bool)))
 
 
 def test_proposals_are_cut_at_the_border_of_the_crop() -> None:

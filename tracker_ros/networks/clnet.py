@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tracker_ros.networks.correlation import DepthwiseBranch
 from tracker_ros.networks.siamese import Kernels, Maps
-from tracker_ros.networks.siamrpn import SIAMRPNPP18, SIAMRPNPP_R50, SiamRPNConfig, SiamRPNNet
+from tracker_ros.networks.siamrpn import SIAMRPNPP18, SIAMRPNPP_LITE0, SIAMRPNPP_R50, SiamRPNConfig, SiamRPNNet
 
 #: What can be adjusted: the branch of classification and that of location.
 BRANCHES = ("cls", "loc")
@@ -39,8 +39,9 @@ class CLNetConfig:
 
 
 CLNET_R50 = CLNetConfig(SIAMRPNPP_R50)
-#: Compact preset on the shared backbone.
+#: Compact presets on the shared backbones.
 CLNET18 = CLNetConfig(SIAMRPNPP18, latent=(64, 128), width=128)
+CLNET_LITE0 = CLNetConfig(SIAMRPNPP_LITE0, latent=(64, 128), width=128)
 
 
 class FrameNorm(nn.Module):

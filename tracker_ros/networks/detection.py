@@ -18,13 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tracker_ros.geometry import detection as boxes_of
+from tracker_ros.networks.backbones import BackboneConfig, build_backbone
+from tracker_ros.networks.efficientnet import EfficientNet
 from tracker_ros.networks.guidance import Cells, TargetGuidance
-from tracker_ros.networks.resnet import ResNet, ResNetConfig, normalise
+from tracker_ros.networks.resnet import ResNet
 from tracker_ros.networks.vgg import VGG16, VGGConfig
 
 ConfigT = TypeVar("ConfigT", bound="DetectorConfig")
 
-#: Channels that a group norm treats together.
+#: Channels that a group norm treats together, at least.
 _GROUP = 16
 
 
@@ -92,7 +94,7 @@ class DetectorConfig:
         search_context, exemplar_context: side of either window over the target's size (section 3.5).
     """
 
-    backbone: ResNetConfig | VGGConfig
+    backbone: BackboneConfig | VGGConfig
     frozen: bool
     search: int
     levels: tuple[LevelConfig, ...]
@@ -152,14 +154,14 @@ class GuidedDetector(nn.Module):
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone: ResNet | VGG16
+        self.backbone: ResNet | EfficientNet | VGG16
         if isinstance(config.backbone, VGGConfig):
             self.backbone = VGG16(config.backbone)
             sources = {s: (c, Cells(s, s / 2)) for s, c in zip((8, 16), self.backbone.channels, strict=True)}
         else:
-            # Every strided layer of a ResNet is padded so that its first cell stays on the first pixel.
-            self.backbone = ResNet(config.backbone)
-            sources = {s: (c, Cells(s, 0.5)) for s, c in zip((8, 16), config.backbone.channels[1:], strict=True)}
+            # Every strided layer of these is padded so that its first cell stays on the first pixel.
+            self.backbone = build_backbone(config.backbone)
+            sources = {s: (c, Cells(s, 0.5)) for s, c in zip((8, 16), config.backbone.maps, strict=True)}
         self.extra: nn.Module | None = None
         if any(level.stride == 32 for level in config.levels):
             self.extra, channels = self._extra_level(sources[16][0])
@@ -218,7 +220,7 @@ class GuidedDetector(nn.Module):
 
         No gradient flows through them where the backbone is frozen, so they can be kept.
         """
-        image = normalise(crops.flip(1)).to(next(self.backbone.parameters()).dtype)
+        image = self.backbone.preprocess(crops.flip(1)).to(next(self.backbone.parameters()).dtype)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
             return tuple(level.to(self.guided_levels[0].guidance.merge.weight.dtype) for level in self.backbone(image))
 
@@ -340,7 +342,8 @@ def flat_predictions(maps: Tensor, values: int) -> Tensor:
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(max(channels // _GROUP, 1), channels)
+    groups = next(g for g in range(max(channels // _GROUP, 1), 0, -1) if channels % g == 0)
+    return nn.GroupNorm(groups, channels)
 
 
 def _overlaps(boxes: Tensor, targets: Tensor) -> Tensor:

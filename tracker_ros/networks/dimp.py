@@ -9,9 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tracker_ros.networks.backbones import BackboneConfig, build_backbone
+from tracker_ros.networks.efficientnet import EFFICIENTNET_LITE0
 from tracker_ros.networks.filter_optimizer import FilterInitializer, FilterOptimizer
 from tracker_ros.networks.iou_net import IoUNet
-from tracker_ros.networks.resnet import RESNET18, RESNET50, BasicBlock, ResNet, ResNetConfig
+from tracker_ros.networks.resnet import RESNET18, RESNET50, BasicBlock
 
 #: Pixels a cell of the classification features and of the score map.
 STRIDE = 16
@@ -22,13 +24,13 @@ class DiMPConfig:
     """Shape of a DiMP network.
 
     Attributes:
-        backbone: the ResNet.
+        backbone: a ResNet or an EfficientNet.
         feature_blocks: residual blocks in front of the last convolution of the classification features.
         feature_channels: channels of the classification features and of the filter.
         filter_size: side of the filter in cells.
     """
 
-    backbone: ResNetConfig
+    backbone: BackboneConfig
     feature_blocks: int
     feature_channels: int
     filter_size: int = 4
@@ -36,6 +38,8 @@ class DiMPConfig:
 
 DIMP18 = DiMPConfig(RESNET18, feature_blocks=1, feature_channels=256)
 DIMP50 = DiMPConfig(RESNET50, feature_blocks=0, feature_channels=512)
+#: Without a residual block, which would end in a ReLU and cut half of the signed map off.
+DIMP_LITE0 = DiMPConfig(EFFICIENTNET_LITE0, feature_blocks=0, feature_channels=256)
 
 
 class BackboneFeatures(NamedTuple):
@@ -76,21 +80,21 @@ class TargetClassifier(nn.Module):
 class DiMPNet(nn.Module):
     """DiMP: everything that is trained.
 
-    Images are RGB, divided by 255 and normalised with the ImageNet mean and standard deviation (`normalise`).
+    Images are RGB as `backbone.preprocess` returns them.
     """
 
     def __init__(self, config: DiMPConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = ResNet(config.backbone)
-        _, layer2, layer3 = config.backbone.channels
+        self.backbone = build_backbone(config.backbone)
+        layer2, layer3 = config.backbone.maps
         self.classifier = TargetClassifier(layer3, config)
         # The reference branch is 128 and 256 channels wide for every backbone.
         self.iou_net = IoUNet((layer2, layer3))
 
-    def extract(self, image: Tensor) -> BackboneFeatures:
-        """Backbone maps of normalised crops Bx3xHxW."""
-        return BackboneFeatures(*self.backbone(image))
+    def extract(self, image: Tensor, last_only: bool = False) -> BackboneFeatures:
+        """Backbone maps of normalised crops Bx3xHxW; gradients reach the backbone's `last` part alone if so wished."""
+        return BackboneFeatures(*self.backbone(image, last_only))
 
     def convolutions(self) -> list[nn.Module]:
         """The parts that run on every frame's whole crop, for which half precision suffices."""

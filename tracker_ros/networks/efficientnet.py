@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 #: Of all batch norms but the last two (the published networks' value; torch's default is 1e-5).
@@ -32,12 +33,14 @@ class EfficientNetConfig:
     Attributes:
         stem: channels of the first convolution.
         stages: what follows.
-        outputs: the stages, counted from 0, whose results are the maps of stride 8 and of stride 16.
+        outputs: the stages, counted from 0, whose results are the maps of stride 8 and of stride 16, the last.
+        shared: name of the weights that several networks share, ``models/<shared>.safetensors``; "" if there are none.
     """
 
     stem: int
     stages: tuple[Stage, ...]
     outputs: tuple[int, int]
+    shared: str = ""
 
     @property
     def maps(self) -> tuple[int, int]:
@@ -56,6 +59,7 @@ EFFICIENTNET_LITE0 = EfficientNetConfig(
         Stage(6, 5, 1, 112, 3),
     ),
     outputs=(2, 4),
+    shared="backbone_lite0",
 )
 
 
@@ -87,6 +91,9 @@ class EfficientNet(nn.Module):
     would move the cells by 7 and 15 pixels against those of the other backbones.)
     """
 
+    #: The channels of the maps have mean 0 and deviation 1.
+    standardised = True
+
     def __init__(self, config: EfficientNetConfig) -> None:
         super().__init__()
         self.config = config
@@ -105,19 +112,31 @@ class EfficientNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    @staticmethod
+    def input_statistics() -> tuple[Tensor, Tensor]:
+        """Mean and deviation of RGB in [0, 255] that `preprocess` removes, 1x3x1x1 each."""
+        return torch.full((1, 3, 1, 1), 127.0), torch.full((1, 3, 1, 1), 128.0)
+
     def preprocess(self, image: Tensor) -> Tensor:
         """RGB in [0, 255], Bx3xHxW of any real type, to the float32 input of `forward`."""
         return (image.float() - 127) / 128
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Bx3xHxW to (BxC8xH/8xW/8, BxC16xH/16xW/16), rounded up."""
-        x = self.stem(image)
-        maps = []
-        for number, stage in enumerate(self.stages):
-            x = stage(x)
-            if number in self.config.outputs:
-                maps.append(x)
-        return self.standard8(maps[0]), self.standard16(maps[1])
+    def forward(self, image: Tensor, last_only: bool = False) -> tuple[Tensor, Tensor]:
+        """Bx3xHxW to (BxC8xH/8xW/8, BxC16xH/16xW/16), rounded up; gradients reach `last` alone if so wished."""
+        first = self.config.outputs[0] + 1
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not last_only):
+            x = self.stem(image)
+            for stage in self.stages[:first]:
+                x = stage(x)
+        stride16 = x
+        for stage in self.stages[first:]:
+            stride16 = stage(stride16)
+        return self.standard8(x), self.standard16(stride16)
+
+    @property
+    def last(self) -> nn.Module:
+        """What lies between the map of stride 8 and that of stride 16."""
+        return self.stages[self.config.outputs[0] + 1 :]
 
 
 def convolution(

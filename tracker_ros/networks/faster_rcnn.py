@@ -9,7 +9,7 @@ in the outer loop only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from tracker_ros.networks.detection import (
     flat_predictions,
     start_small,
 )
+from tracker_ros.networks.efficientnet import EFFICIENTNET_LITE0
 from tracker_ros.networks.guidance import pool
 from tracker_ros.networks.resnet import RESNET18, RESNET50, Bottleneck, stage
 
@@ -74,6 +75,7 @@ GUIDED_FRCNN18 = FasterRCNNConfig(
     search=320,
     levels=(LevelConfig(8, 128, channels=64), LevelConfig(16, 128, channels=128, tower=1)),
 )
+GUIDED_FRCNN_LITE0 = replace(GUIDED_FRCNN18, backbone=EFFICIENTNET_LITE0)
 
 
 class RegionProposals(nn.Module):

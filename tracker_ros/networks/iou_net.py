@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tracker_ros.networks.roi_pooling import bin_edges, bin_weights, precise_roi_pool
+from tracker_ros.networks.roi_pooling import bin_edges, bin_weights, pool_fixed_boxes, precise_roi_pool
 
 #: Pixels a cell of the two feature maps that the network reads.
 STRIDES = (8, 16)
@@ -121,6 +121,15 @@ class IoUNet(nn.Module):
         pairs = zip((self.fc8, self.fc16), modulation, features, BINS, STRIDES, strict=True)
         for layer, vector, maps, bins, stride in pairs:
             pooled = precise_roi_pool(maps * vector[:, :, None, None], boxes, bins, stride)
+            hidden.append(layer(pooled.flatten(0, 1)))
+        return self.predictor(torch.cat(hidden, 1)).reshape(boxes.shape[:2])
+
+    def rate_fixed(self, modulation: Modulation, features: IoUFeatures, boxes: Tensor) -> Tensor:
+        """`forward` for boxes that need no gradient: channels are scaled after pooling, the same and cheaper."""
+        hidden = []
+        pairs = zip((self.fc8, self.fc16), modulation, features, BINS, STRIDES, strict=True)
+        for layer, vector, maps, bins, stride in pairs:
+            pooled = pool_fixed_boxes(maps, boxes, bins, stride) * vector[:, None, :, None, None]
             hidden.append(layer(pooled.flatten(0, 1)))
         return self.predictor(torch.cat(hidden, 1)).reshape(boxes.shape[:2])
 

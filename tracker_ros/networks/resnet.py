@@ -22,10 +22,12 @@ class ResNetConfig:
     Attributes:
         blocks: number of residual blocks of stages 1, 2 and 3.
         bottleneck: 1x1 - 3x3 - 1x1 blocks with four times the channels (ResNet-50) or two 3x3 convolutions (ResNet-18).
+        shared: name of the weights that several networks share, ``models/<shared>.safetensors``; "" if there are none.
     """
 
     blocks: tuple[int, int, int]
     bottleneck: bool
+    shared: str = ""
 
     @property
     def channels(self) -> tuple[int, int, int]:
@@ -39,7 +41,7 @@ class ResNetConfig:
         return self.channels[1:]
 
 
-RESNET18 = ResNetConfig(blocks=(2, 2, 2), bottleneck=False)
+RESNET18 = ResNetConfig(blocks=(2, 2, 2), bottleneck=False, shared="backbone18")
 RESNET50 = ResNetConfig(blocks=(3, 4, 6), bottleneck=True)
 
 
@@ -94,6 +96,9 @@ class ResNet(nn.Module):
     which the tracker's heads read.
     """
 
+    #: The channels of the maps have mean 0 and deviation 1.
+    standardised = False
+
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
         self.config = config
@@ -111,16 +116,28 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    @staticmethod
+    def input_statistics() -> tuple[Tensor, Tensor]:
+        """Mean and deviation of RGB in [0, 255] that `preprocess` removes, 1x3x1x1 each."""
+        mean, deviation = (255 * torch.tensor(v).reshape(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+        return mean, deviation
+
     def preprocess(self, image: Tensor) -> Tensor:
         """RGB in [0, 255], Bx3xHxW of any real type, to the float32 input of `forward`: see `normalise`."""
         return normalise(image)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Bx3xHxW to (BxC2xH/8xW/8, BxC3xH/16xW/16), rounded up."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
-        x = self.get_submodule("layer1")(x)
-        layer2 = self.get_submodule("layer2")(x)
+    def forward(self, image: Tensor, last_only: bool = False) -> tuple[Tensor, Tensor]:
+        """Bx3xHxW to (BxC2xH/8xW/8, BxC3xH/16xW/16), rounded up; gradients reach `last` alone if so wished."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not last_only):
+            x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
+            x = self.get_submodule("layer1")(x)
+            layer2 = self.get_submodule("layer2")(x)
         return layer2, self.get_submodule("layer3")(layer2)
+
+    @property
+    def last(self) -> nn.Module:
+        """What lies between the map of stride 8 and that of stride 16."""
+        return self.get_submodule("layer3")
 
 
 def stage(

@@ -57,6 +57,27 @@ def precise_roi_pool(features: Tensor, boxes: Tensor, size: int, stride: float) 
     return apply_bins(features, weights_y, weights_x)
 
 
+def pool_fixed_boxes(features: Tensor, boxes: Tensor, size: int, stride: float) -> Tensor:
+    """`precise_roi_pool` as one matrix product, for boxes that need no gradient: a third of the time in training.
+
+    Args:
+        features: BxCxHxW, of any floating type.
+        boxes: BxNx4.
+        size: bins a side.
+        stride: pixels a cell.
+
+    Returns:
+        BxNxCxPxP float32.
+    """
+    batch, channels, height, width = features.shape
+    scaled = boxes / stride
+    weights_x = bin_weights(bin_edges(scaled[..., 0], scaled[..., 2], size), width).to(features.dtype)
+    weights_y = bin_weights(bin_edges(scaled[..., 1], scaled[..., 3], size), height).to(features.dtype)
+    joint = weights_y[:, :, :, None, :, None] * weights_x[:, :, None, :, None, :]
+    pooled = joint.reshape(batch, -1, height * width) @ features.permute(0, 2, 3, 1).reshape(batch, -1, channels)
+    return pooled.float().reshape(batch, boxes.shape[1], size, size, channels).permute(0, 1, 4, 2, 3)
+
+
 def apply_bins(features: Tensor, weights_y: Tensor, weights_x: Tensor) -> Tensor:
     """Sums over a map with weights that are products of one for the row and one for the column: ``Wy F Wx^T``.
 

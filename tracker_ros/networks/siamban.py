@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from tracker_ros.networks.backbones import SharedBackboneConfig
-from tracker_ros.networks.correlation import DepthwiseBranch
+from tracker_ros.networks.correlation import DepthwiseBranch, Pairs
+from tracker_ros.networks.efficientnet import EFFICIENTNET_LITE0
 from tracker_ros.networks.resnet_dilated import DILATED_RESNET50
 from tracker_ros.networks.siamese import BackboneConfig, Kernels, Maps, SiameseNet, central, mix
 
@@ -33,8 +34,11 @@ class SiamBANConfig:
 
 
 SIAMBAN_R50 = SiamBANConfig(DILATED_RESNET50)
-#: Compact preset on the shared backbone.
+#: Longest logarithm of a side while training, e^7 pixels: beyond it an untrained head has infinite losses.
+LONGEST = 7.0
+#: Compact presets on the shared backbones.
 SIAMBAN18 = SiamBANConfig(SharedBackboneConfig(), neck=128, hidden=128)
+SIAMBAN_LITE0 = SiamBANConfig(SharedBackboneConfig(EFFICIENTNET_LITE0), neck=128, hidden=128)
 
 
 class BoxHead(nn.Module):
@@ -80,25 +84,43 @@ class SiamBANNet(SiameseNet):
 
     def forward(self, crops: Tensor, kernels: Kernels) -> Maps:
         """Search crops Bx3xHxW and the kernels of B targets to their maps, N = S * S."""
-        features = self.features(crops)
-        return Maps(self.classify(self.correlate(features, kernels)), self.locate(features, kernels))
+        return self.compare(self.features(crops), kernels)
 
-    def correlate(self, features: list[Tensor], kernels: Kernels) -> list[Tensor]:
-        """Correlation features of the classification branch, one BxCxSxS a level."""
+    def compare(self, features: list[Tensor], kernels: Kernels, pairs: Pairs | None = None) -> Maps:
+        """Search features, one map a level, and the kernels of B targets to their maps.
+
+        With `pairs`: class logits of all of them, Px2xN, and the location of those with a target of their own.
+        """
+        located = None if pairs is None else pairs.located
+        return Maps(self.classify(self.correlate(features, kernels, pairs)), self.locate(features, kernels, located))
+
+    def correlate(self, features: list[Tensor], kernels: Kernels, pairs: Pairs | None = None) -> list[Tensor]:
+        """Correlation features of the classification branch, one BxCxSxS (with `pairs`: Px...) a level."""
         return [
-            head.cls.correlate(level, kernels.cls[:, i])
+            head.cls.correlate(level, kernels.cls[:, i], pairs)
             for i, (head, level) in enumerate(zip(self.levels, features, strict=True))
         ]
 
     def classify(self, correlations: list[Tensor]) -> Tensor:
         """Class logits from the correlation features (one BxCxSxS a level): Bx2xN."""
-        outputs = [head.cls.output(head.cls.hidden(maps)) for head, maps in zip(self.levels, correlations, strict=True)]
+        outputs = [head.cls.finish(maps) for head, maps in zip(self.levels, correlations, strict=True)]
         return mix(outputs, self.cls_fusion).flatten(2)
 
-    def locate(self, features: list[Tensor], kernels: Kernels) -> Tensor:
-        """Distances of the target's sides from every point in crop pixels, Bx4xN; averaged after the exponential."""
-        outputs = [
-            torch.exp(head.loc(level, kernels.loc[:, i]) * self.loc_scales[i])
+    def correlate_location(self, features: list[Tensor], kernels: Kernels, pairs: Pairs | None = None) -> list[Tensor]:
+        """Correlation features of the location branch, as `correlate`."""
+        return [
+            head.loc.correlate(level, kernels.loc[:, i], pairs)
             for i, (head, level) in enumerate(zip(self.levels, features, strict=True))
         ]
-        return mix(outputs, self.loc_fusion).flatten(2)
+
+    def distances(self, correlations: list[Tensor]) -> Tensor:
+        """What `locate` returns, from `correlate_location`."""
+        sides = []
+        for head, maps, scale in zip(self.levels, correlations, self.loc_scales, strict=True):
+            logarithm = head.loc.finish(maps) * scale
+            sides.append(torch.exp(logarithm.clamp(max=LONGEST) if self.training else logarithm))
+        return mix(sides, self.loc_fusion).flatten(2)
+
+    def locate(self, features: list[Tensor], kernels: Kernels, pairs: Pairs | None = None) -> Tensor:
+        """Distances of the target's sides from every point in crop pixels, Bx4xN; averaged after the exponential."""
+        return self.distances(self.correlate_location(features, kernels, pairs))

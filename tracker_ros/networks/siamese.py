@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tracker_ros.networks.alexnet import AlexNet, AlexNetConfig
-from tracker_ros.networks.backbones import SharedBackbone, SharedBackboneConfig
+from tracker_ros.networks.backbones import SharedBackbone, SharedBackboneConfig, shared_backbone
 from tracker_ros.networks.resnet_dilated import DilatedResNet, DilatedResNetConfig
 
 #: Pixels a cell of every map.
@@ -100,7 +100,7 @@ def build_backbone(config: BackboneConfig) -> AlexNet | DilatedResNet | SharedBa
     """The backbone of a configuration, with random weights."""
     if isinstance(config, AlexNetConfig):
         return AlexNet(config)
-    return SharedBackbone(config) if isinstance(config, SharedBackboneConfig) else DilatedResNet(config)
+    return shared_backbone(config) if isinstance(config, SharedBackboneConfig) else DilatedResNet(config)
 
 
 def central(maps: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tracker_ros.networks.roi_pooling import bin_edges, bin_weights, pool_taps, precise_roi_pool, roi_taps
-from tracker_ros.networks.siamban import SIAMBAN18, SIAMBAN_R50, SiamBANConfig, SiamBANNet
+from tracker_ros.networks.siamban import SIAMBAN18, SIAMBAN_LITE0, SIAMBAN_R50, SiamBANConfig, SiamBANNet
 from tracker_ros.networks.siamese import STRIDE, Kernels
 
 #: Bins a side that target and boxes are pooled to.
@@ -69,8 +69,9 @@ class RelationParts:
 ALL_PARTS = RelationParts()
 
 SIAMRN_R50 = SiamRNConfig(SIAMBAN_R50)
-#: Compact preset on the shared backbone.
+#: Compact presets on the shared backbones.
 SIAMRN18 = SiamRNConfig(SIAMBAN18)
+SIAMRN_LITE0 = SiamRNConfig(SIAMBAN_LITE0)
 
 
 class NonLocal(nn.Module):

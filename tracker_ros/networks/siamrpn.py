@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from tracker_ros.networks.alexnet import ALEXNET, ALEXNET_BIG
 from tracker_ros.networks.backbones import SharedBackboneConfig
-from tracker_ros.networks.correlation import DepthwiseBranch, UpChannelBranch
+from tracker_ros.networks.correlation import DepthwiseBranch, Pairs, UpChannelBranch
+from tracker_ros.networks.efficientnet import EFFICIENTNET_LITE0
 from tracker_ros.networks.resnet_dilated import DILATED_RESNET50
 from tracker_ros.networks.siamese import BackboneConfig, Kernels, Maps, SiameseNet, central, mix
 
@@ -40,9 +41,11 @@ SIAMRPN_ALEX_UP = SiamRPNConfig(ALEXNET)
 SIAMRPN_BIG_UP = SiamRPNConfig(ALEXNET_BIG)
 SIAMRPN_ALEX_DW = SiamRPNConfig(ALEXNET, hidden=256)
 SIAMRPNPP_R50 = SiamRPNConfig(DILATED_RESNET50, neck=256, hidden=256)
-#: Compact presets on the shared backbone.
+#: Compact presets on the shared backbones.
 SIAMRPN18 = SiamRPNConfig(SharedBackboneConfig(stages=(3,)), neck=128, hidden=128)
 SIAMRPNPP18 = SiamRPNConfig(SharedBackboneConfig(), neck=128, hidden=128)
+SIAMRPN_LITE0 = SiamRPNConfig(SharedBackboneConfig(EFFICIENTNET_LITE0, stages=(3,)), neck=128, hidden=128)
+SIAMRPNPP_LITE0 = SiamRPNConfig(SharedBackboneConfig(EFFICIENTNET_LITE0), neck=128, hidden=128)
 
 
 class RPNHead(nn.Module):
@@ -97,9 +100,14 @@ class SiamRPNNet(SiameseNet):
 
     def respond(self, features: list[Tensor], kernels: Kernels) -> Maps:
         """Search features, one map a level, and the kernels of B targets to their maps."""
+        return self.compare(features, kernels)
+
+    def compare(self, features: list[Tensor], kernels: Kernels, pairs: Pairs | None = None) -> Maps:
+        """`respond`, or class logits of all `pairs`, Px2xN, and the location of those with a target of their own."""
+        located = None if pairs is None else pairs.located
         triples = list(zip(self.levels, features, range(len(features)), strict=True))
-        cls = [head.cls(level, kernels.cls[:, i]) for head, level, i in triples]
-        loc = [head.loc(level, kernels.loc[:, i]) for head, level, i in triples]
+        cls = [head.cls(level, kernels.cls[:, i], pairs) for head, level, i in triples]
+        loc = [head.loc(level, kernels.loc[:, i], located) for head, level, i in triples]
         if len(features) == 1:
             return self.flatten(cls[0], loc[0])
         return self.flatten(mix(cls, self.cls_fusion), mix(loc, self.loc_fusion))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from tracker_ros.networks.detection import (
     start_small,
     with_one_exemplar,
 )
+from tracker_ros.networks.efficientnet import EFFICIENTNET_LITE0
 from tracker_ros.networks.resnet import RESNET18
 from tracker_ros.networks.vgg import VGG16_CONFIG, VGGConfig
 
@@ -61,6 +62,7 @@ GUIDED_SSD18 = SSDConfig(
     ),
 )
 GUIDED_SSD18_SINGLE = with_one_exemplar(GUIDED_SSD18, 102)
+GUIDED_SSD_LITE0 = replace(GUIDED_SSD18, backbone=EFFICIENTNET_LITE0)
 
 
 class SSDHead(nn.Module):

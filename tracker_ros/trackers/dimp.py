@@ -25,7 +25,6 @@ from tracker_ros.geometry.crops import Window
 from tracker_ros.networks.dimp import STRIDE, BackboneFeatures, DiMPNet
 from tracker_ros.networks.filter_optimizer import apply_filter
 from tracker_ros.networks.iou_net import BoxRefiner, IoUFeatures, Modulation
-from tracker_ros.networks.resnet import normalise
 from tracker_ros.trackers import rules
 from tracker_ros.trackers.base import Frame, InvalidOption, again, option
 from tracker_ros.trackers.conventions import dimp_crops
@@ -591,7 +590,8 @@ class DiMP(SearchTracker[DiMPTarget]):
         return image
 
     def _extract(self, crops: Tensor) -> BackboneFeatures:
-        return self.network.extract(normalise(crops).to(self._dtype, memory_format=torch.channels_last))
+        image = self.network.backbone.preprocess(crops)
+        return self.network.extract(image.to(self._dtype, memory_format=torch.channels_last))
 
 
 def _geometry(views: Sequence[View], targets: Sequence[DiMPTarget]) -> NDArray[np.float64]:

@@ -18,20 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tracker_ros import weights
+from tracker_ros import registry, weights
 from tracker_ros.geometry.anchors import anchor_shapes, anchors, decode_anchors, overlap
-from tracker_ros.networks.backbones import BACKBONE18, SharedBackbone
-from tracker_ros.networks.clnet import BRANCHES, CLNET18, AdjustedKernels, Adjustment, CLNet
+from tracker_ros.networks.backbones import SharedBackbone
+from tracker_ros.networks.clnet import BRANCHES, AdjustedKernels, Adjustment, CLNet
 from tracker_ros.networks.inference import prepare
 from tracker_ros.networks.siamese import Kernels, Maps
-from tracker_ros.networks.siamrpn import SIAMRPNPP18, SiamRPNNet
+from tracker_ros.networks.siamrpn import SiamRPNNet
 from tracker_ros.trackers.clnet import NEGATIVE_ABOVE
 from tracker_ros.training import replay
 from tracker_ros.training.data import ImagePool
-from tracker_ros.training.inputs import read_pools, require
+from tracker_ros.training.inputs import chosen_network, read_pools, require
 from tracker_ros.training.losses import (
     anchor_labels,
     anchor_offsets,
+    average_precision,
     balanced_cross_entropy,
     offset_loss,
     sample_labels,
@@ -146,22 +147,6 @@ def adjustment_sets(
     return positive, negative & ~positive
 
 
-def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
-    """Average precision of a ranking of samples: mean over the positive ones of the precision down to each.
-
-    Args:
-        scores: BxN.
-        labels: BxN of 1, 0 and -1 (not ranked).
-
-    Returns:
-        B; 0 for a row without positive samples.
-    """
-    order = scores.masked_fill(labels < 0, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    positive = labels.gather(1, order) == 1
-    precision = positive.cumsum(1) / torch.arange(1, labels.shape[1] + 1, device=labels.device)
-    return (precision * positive).sum(1) / positive.sum(1).clamp_min(1)
-
-
 def adopt(net: CLNet, base: SiamRPNNet) -> None:
     """Build on a trained base: take its weights, and begin with adjustments that change nothing."""
     fitting = net.load_state_dict(base.state_dict(), strict=False)
@@ -184,13 +169,20 @@ class CLNetTraining(Run):
         grid: anchors of the response, Nx4 (cx, cy, w, h), pixels relative to the crop's centre.
     """
 
-    name = "clnet18"
-
-    def __init__(self, net: CLNet, pool: ImagePool, held_out: ImagePool, out: Path, options: CLNetOptions) -> None:
+    def __init__(
+        self,
+        net: CLNet,
+        pool: ImagePool,
+        held_out: ImagePool,
+        out: Path,
+        options: CLNetOptions,
+        name: str = "clnet18",
+    ) -> None:
         super().__init__(out, options)
-        self.options = options
+        self.name, self.options = name, options
         if not isinstance(net.backbone, SharedBackbone):
             raise ValueError("this network has a backbone of its own; the recipe adjusts trackers on the shared one")
+        self.shared = net.backbone.config.shared or None
         self.net = net.to(self.device).eval().requires_grad_(False)
         self.net.adjustments.requires_grad_(True)
         self.frozen = prepare(copy.deepcopy(self.net), self.device)
@@ -375,7 +367,7 @@ class CLNetTraining(Run):
             f"adjusting networks trained by tracker_ros: step {self.step}, {self.elapsed / 60:.0f} min, held-out IoU "
             f"{figures.get('v_iou', 0):.3f}, without adjustment {figures.get('v_iou_base', 0):.3f}"
         )
-        weights.save(self.out / f"{self.name}.safetensors", self.average, self.name, origin, backbone=BACKBONE18)
+        weights.save(self.out / f"{self.name}.safetensors", self.average, self.name, origin, backbone=self.shared)
 
 
 def build(args: argparse.Namespace) -> CLNetTraining:
@@ -383,8 +375,12 @@ def build(args: argparse.Namespace) -> CLNetTraining:
     require(args)
     options = with_settings(CLNetOptions(), args.set)
     torch.manual_seed(options.seed)
-    net, base = CLNet(CLNET18), SiamRPNNet(SIAMRPNPP18)
-    weights.load(args.base or weights.shipped("siamrpnpp18"), base, "siamrpnpp18")
+    name = chosen_network(args).name
+    under = name.replace("clnet", "siamrpnpp")
+    net, base = (registry.networks()[each].create() for each in (name, under))
+    assert isinstance(net, CLNet)
+    assert isinstance(base, SiamRPNNet)
+    weights.load(args.base or weights.shipped(under), base, under)
     adopt(net, base)
     pool, held_out = read_pools(args)
-    return CLNetTraining(net, pool, held_out, args.out, options)
+    return CLNetTraining(net, pool, held_out, args.out, options, name)

@@ -111,7 +111,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="weights of the tracker that a recipe builds on (clnet, siamrn), else the shipped ones; "
         "weights to go on from (distill, guided detectors, siamrpn, siamrpnpp, siamban)",
     )
-    parser.add_argument("--backbone", type=Path, help="distill.pt of a distill run (dimp18)")
+    parser.add_argument(
+        "--network",
+        default="",
+        help="network that the recipe trains, of those of its kind (siamban_lite0 instead of siamban18, for example)",
+    )
+    parser.add_argument(
+        "--backbone",
+        type=Path,
+        help="distill.pt of a distill run; without it heads stand on the shipped backbone (dimp18: on a random one)",
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change an option of the recipe"
     )

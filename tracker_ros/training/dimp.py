@@ -7,7 +7,6 @@ rate while the teacher's features hold it in place.
 from __future__ import annotations
 
 import argparse
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,13 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tracker_ros import weights
+from tracker_ros import registry, weights
 from tracker_ros.geometry.boxes import pairwise_iou
-from tracker_ros.networks.dimp import DIMP18, DiMPNet
+from tracker_ros.networks.dimp import BackboneFeatures, DiMPNet
 from tracker_ros.networks.filter_optimizer import apply_filter
-from tracker_ros.networks.iou_net import BINS, STRIDES, BoxRefiner, IoUFeatures, IoUNet, Modulation
-from tracker_ros.networks.resnet import normalise
-from tracker_ros.networks.roi_pooling import bin_edges, bin_weights
+from tracker_ros.networks.iou_net import BoxRefiner, IoUFeatures, Modulation
+from tracker_ros.networks.resnet import BasicBlock
 from tracker_ros.training.ahead import Ahead, choose_workers
 from tracker_ros.training.data import Image, ImagePool, add_flights
 from tracker_ros.training.device import HostImages, Renderer, choose_renderer, proposals, send
@@ -34,7 +32,15 @@ from tracker_ros.training.distill import (
     relation_loss,
     standardise,
 )
-from tracker_ros.training.inputs import FIRST_SEED, read_distilled, read_pools, read_teacher, require
+from tracker_ros.training.inputs import (
+    FIRST_SEED,
+    chosen_network,
+    read_distilled,
+    read_pools,
+    read_teacher,
+    require,
+    take_backbone,
+)
 from tracker_ros.training.losses import classification_loss, gaussian_labels, iou_loss
 from tracker_ros.training.pictures import GREEN, RED, YELLOW, crop_picture, draw_box, map_picture, sheet
 from tracker_ros.training.pseudo import TEACHER_MEAN
@@ -148,8 +154,9 @@ def warm_start(net: DiMPNet, backbone: dict[str, Tensor], heads: Heads | None) -
     teacher's features.
     """
     net.backbone.load_state_dict(backbone)
-    block = net.classifier.features[0]
-    nn.init.zeros_(block.get_submodule("bn2").get_parameter("weight"))
+    for block in net.classifier.features:
+        if isinstance(block, BasicBlock):
+            nn.init.zeros_(block.bn2.weight)
     conv = net.classifier.features[-2]
     assert isinstance(conv, nn.Conv2d)
     with torch.no_grad():
@@ -157,9 +164,11 @@ def warm_start(net: DiMPNet, backbone: dict[str, Tensor], heads: Heads | None) -
             projection = heads.projected.weight[:, :, 0, 0]
             bias = heads.projected.bias
             assert bias is not None
-            # The heads predict standardised features, W x + b with mean zero: the mean x solves W x = -b. Remove it.
-            mean = torch.linalg.lstsq(projection, -bias[:, None]).solution[:, 0]
-            centred = projection - projection @ torch.outer(mean, mean) / mean.square().sum()
+            centred = projection
+            if not net.backbone.standardised:
+                # Heads predict standardised features, W x + b with mean zero: the mean x solves W x = -b. Remove it.
+                mean = torch.linalg.lstsq(projection, -bias[:, None]).solution[:, 0]
+                centred = projection - projection @ torch.outer(mean, mean) / mean.square().sum()
             conv.weight.normal_(0, 0.02 * float(centred.std()))
             conv.weight[:, :, 1, 1] += centred
         initial = net.classifier.initializer.conv
@@ -169,39 +178,20 @@ def warm_start(net: DiMPNet, backbone: dict[str, Tensor], heads: Heads | None) -
         initial.bias.zero_()
 
 
-def pool_fixed_boxes(features: Tensor, boxes: Tensor, size: int, stride: float) -> Tensor:
-    """`precise_roi_pool` as one matrix product, for boxes that need no gradient: a third of the time in training.
+class DiMPTraining(Run):
+    """Trains `net` on sets from `pool`; validates on sets from `held_out`, which no step ever sees.
 
     Args:
-        features: BxCxHxW, of any floating type.
-        boxes: BxNx4.
-        size: bins a side.
-        stride: pixels a cell.
-
-    Returns:
-        BxNxCxPxP float32.
+        pool, held_out: see there.
+        out: folder of the run.
+        options: see `DiMPOptions`.
+        distilled: checkpoint of the run that distilled the backbone; without one it begins with random weights.
+        teacher: holds a backbone that is tuned.
+        layout: how sets are drawn.
+        images: makes crops of `pool`; by default what suits the device.
+        network: name of the network.
+        shares: the backbone lies in a file of its own, so that the weights name it if it stays as it is.
     """
-    batch, channels, height, width = features.shape
-    scaled = boxes / stride
-    weights_x = bin_weights(bin_edges(scaled[..., 0], scaled[..., 2], size), width).to(features.dtype)
-    weights_y = bin_weights(bin_edges(scaled[..., 1], scaled[..., 3], size), height).to(features.dtype)
-    joint = weights_y[:, :, :, None, :, None] * weights_x[:, :, None, :, None, :]
-    pooled = joint.reshape(batch, -1, height * width) @ features.permute(0, 2, 3, 1).reshape(batch, -1, channels)
-    return pooled.float().reshape(batch, boxes.shape[1], size, size, channels).permute(0, 1, 4, 2, 3)
-
-
-def predict_overlaps(net: IoUNet, modulation: Modulation, features: IoUFeatures, boxes: Tensor) -> Tensor:
-    """`IoUNet.forward` for fixed boxes: the channels are scaled after pooling, which is the same and cheaper."""
-    hidden = []
-    pairs = zip((net.fc8, net.fc16), modulation, features, BINS, STRIDES, strict=True)
-    for layer, vector, maps, bins, stride in pairs:
-        pooled = pool_fixed_boxes(maps, boxes, bins, stride) * vector[:, None, :, None, None]
-        hidden.append(layer(pooled.flatten(0, 1)))
-    return net.predictor(torch.cat(hidden, 1)).reshape(boxes.shape[:2])
-
-
-class DiMPTraining(Run):
-    """Trains `net` on sets from `pool`; validates on sets from `held_out`, which no step ever sees."""
 
     name = "dimp18"
 
@@ -215,9 +205,11 @@ class DiMPTraining(Run):
         teacher: nn.Module | None = None,
         layout: SetOptions | None = None,
         images: Renderer | None = None,
+        network: str = "dimp18",
+        shares: bool = False,
     ) -> None:
         super().__init__(out, options)
-        self.options = options
+        self.name, self.options = network, options
         self.images = images or choose_renderer(pool, self.device)
         self.ahead = Ahead(self.plan, choose_workers(options.workers, self.device))
         layout = replace(layout or SetOptions(), train_frames=options.train_frames, test_frames=options.test_frames)
@@ -237,11 +229,15 @@ class DiMPTraining(Run):
         self.validation: list[tuple[Batch, Batch]] = []
         if options.validation and len(held_out):
             self._make_validation(held_out, SetSampler(held_out, layout), SetSampler(held_out, near, tight=True))
-        self.net = DiMPNet(DIMP18)
+        net = registry.networks()[network].create()
+        assert isinstance(net, DiMPNet)
+        self.net = net
+        #: The backbone that the weights name instead of holding it.
+        self.shared = net.config.backbone.shared if shares and options.backbone_rate == 0 else None
         self.heads: Heads | None = None
         self.statistics: list[tuple[Tensor, Tensor]] = []
         if distilled is not None:
-            self.heads = Heads((128, 256), TEACHER_CHANNELS)
+            self.heads = Heads(net.config.backbone.maps, TEACHER_CHANNELS)
             self.heads.load_state_dict(distilled["heads"])
             self.heads.requires_grad_(False)
             self.statistics = [(mean.to(self.device), d.to(self.device)) for mean, d in distilled["statistics"]]
@@ -258,7 +254,7 @@ class DiMPTraining(Run):
             (1.0, list(self.net.iou_net.parameters())),
         ]
         if options.backbone_rate > 0:
-            groups.append((options.backbone_rate, list(self.net.backbone.get_submodule("layer3").parameters())))
+            groups.append((options.backbone_rate, list(self.net.backbone.last.parameters())))
         self.optimizer = torch.optim.AdamW(
             [{"params": params, "base": options.rate * share} for share, params in groups], weight_decay=1e-4
         )
@@ -306,35 +302,28 @@ class DiMPTraining(Run):
         """Whether stage 3 of the backbone learns at present."""
         return self.options.backbone_rate > 0 and self.progress() >= self.options.backbone_from
 
-    def _backbone(self, net: DiMPNet, images: Tensor, tuning: bool) -> tuple[Tensor, Tensor]:
-        """Stride-8 and stride-16 features; gradients reach stage 3 only."""
-        backbone = net.backbone
-        with self.autocast():
-            with torch.no_grad():
-                x = backbone.maxpool(backbone.relu(backbone.bn1(backbone.conv1(normalise(images)))))
-                layer2 = backbone.get_submodule("layer2")(backbone.get_submodule("layer1")(x))
-            with nullcontext() if tuning else torch.no_grad():
-                layer3 = backbone.get_submodule("layer3")(layer2)
-        return layer2, layer3
+    def _backbone(self, net: DiMPNet, images: Tensor, tuning: bool) -> BackboneFeatures:
+        """Stride-8 and stride-16 features; gradients reach the backbone's last part alone, while that is tuned."""
+        with self.autocast(), torch.set_grad_enabled(tuning):
+            return net.extract(net.backbone.preprocess(images), last_only=True)
 
-    def classify(self, net: DiMPNet, batch: Batch, layer3: Tensor) -> list[Tensor]:
+    def classify(self, net: DiMPNet, batch: Batch, seen: BackboneFeatures) -> list[Tensor]:
         """Scores of every iterate on the test frames, B x test frames x H x W each."""
         n = self.options.train_frames
         with self.autocast():
-            maps = net.classifier.features[:-1](layer3)
-        features = net.classifier.features[-1](maps.float()).unflatten(0, batch.boxes.shape[:2])
+            features = net.classification_features(seen).unflatten(0, batch.boxes.shape[:2])
         initial = net.classifier.initializer(features[:, :n], batch.boxes[:, :n])
         iterates = net.classifier.optimizer(initial, features[:, :n], batch.boxes[:, :n], self.options.iterations)
         return [apply_filter(features[:, n:], f) for f in iterates]
 
-    def modulate(self, net: DiMPNet, batch: Batch, layer2: Tensor, layer3: Tensor) -> tuple[Modulation, IoUFeatures]:
+    def modulate(self, net: DiMPNet, batch: Batch, seen: BackboneFeatures) -> tuple[Modulation, IoUFeatures]:
         """Modulation and test maps of every frame; the first is the reference of all others, the second the first's."""
         count, frames = batch.boxes.shape[:2]
         with self.autocast():
-            maps = net.iou_net.features(layer2, layer3)
+            maps = net.iou_net.features(*seen)
         firsts = min(2, frames)
         reference = torch.tensor([firsts - 1] + [0] * (frames - 1))
-        pair2, pair3 = (x.unflatten(0, (count, frames))[:, :firsts].flatten(0, 1).float() for x in (layer2, layer3))
+        pair2, pair3 = (x.unflatten(0, (count, frames))[:, :firsts].flatten(0, 1).float() for x in seen)
         vectors = net.iou_net.modulation(pair2, pair3, batch.boxes[:, :firsts].flatten(0, 1))
         return Modulation(*(v.unflatten(0, (count, firsts))[:, reference].flatten(0, 1) for v in vectors)), maps
 
@@ -352,19 +341,18 @@ class DiMPTraining(Run):
         self.net.backbone.eval()
         wide, near = self.batches(self.ahead(step))
         tuning = self.tuning
-        self.net.backbone.get_submodule("layer3").requires_grad_(tuning)
+        self.net.backbone.last.requires_grad_(tuning)
         terms: dict[str, Tensor] = {}
         total = torch.zeros((), device=self.device)
         if wide is not None:
-            layer2, layer3 = self._backbone(self.net, wide.images, tuning)
-            terms = self._classification_terms(self.classify(self.net, wide, layer3), wide)
+            seen = self._backbone(self.net, wide.images, tuning)
+            terms = self._classification_terms(self.classify(self.net, wide, seen), wide)
             total = self.options.beta * terms["classify"]
             if tuning and self.teacher is not None and self.heads is not None and self.options.hold > 0:
-                terms["hold"] = self._hold(wide, layer2, layer3)
+                terms["hold"] = self._hold(wide, seen)
                 total = total + self.options.hold * terms["hold"]
-        layer2, layer3 = self._backbone(self.net, near.images, tuning)
-        modulation, maps = self.modulate(self.net, near, layer2, layer3)
-        predicted = predict_overlaps(self.net.iou_net, modulation, maps, near.candidates)
+        modulation, maps = self.modulate(self.net, near, self._backbone(self.net, near.images, tuning))
+        predicted = self.net.iou_net.rate_fixed(modulation, maps, near.candidates)
         terms["iou"] = iou_loss(predicted, near.overlaps, near.present.flatten())
         terms["total"] = total + terms["iou"]
         return terms
@@ -377,7 +365,7 @@ class DiMPTraining(Run):
             "last": classification_loss(scores[-1:], labels).detach(),
         }
 
-    def _hold(self, batch: Batch, layer2: Tensor, layer3: Tensor) -> Tensor:
+    def _hold(self, batch: Batch, seen: BackboneFeatures) -> Tensor:
         """Distillation loss on the first and the last frame of every second set."""
         frames = batch.boxes.shape[1]
         starts = torch.arange(0, len(batch.images), 2 * frames)
@@ -388,8 +376,8 @@ class DiMPTraining(Run):
         with torch.no_grad(), self.autocast():
             taught = [map_.float() for map_ in self.teacher(batch.images[index] - mean)]
         targets = standardise(taught, self.statistics)
-        layer3 = layer3[index].float()
-        _, stride16, projected = self.heads(layer2[index].float(), layer3)
+        layer3 = seen.layer3[index].float()
+        _, stride16, projected = self.heads(seen.layer2[index].float(), layer3)
         loss = regression_loss(stride16, targets[1]) + regression_loss(projected, targets[2])
         return loss + 10 * relation_loss(layer3, targets[2])
 
@@ -408,7 +396,7 @@ class DiMPTraining(Run):
         n = self.options.train_frames
         sums: dict[str, list[float]] = {}
         for number, (wide, near) in enumerate(self.validation):
-            scores = self.classify(net, wide, self._backbone(net, wide.images, False)[1])
+            scores = self.classify(net, wide, self._backbone(net, wide.images, False))
             for name, value in self._classification_terms(scores, wide).items():
                 sums.setdefault(f"v_{name}", []).append(float(value))
             last = scores[-1].flatten(0, 1)
@@ -429,8 +417,8 @@ class DiMPTraining(Run):
 
     def _refine(self, net: DiMPNet, near: Batch, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32], Tensor]:
         """Disturbed boxes of all frames, what refinement makes of them (Nx4 both), and the candidates' overlaps."""
-        modulation, maps = self.modulate(net, near, *self._backbone(net, near.images, False))
-        predicted = predict_overlaps(net.iou_net, modulation, maps, near.candidates)
+        modulation, maps = self.modulate(net, near, self._backbone(net, near.images, False))
+        predicted = net.iou_net.rate_fixed(modulation, maps, near.candidates)
         rng = np.random.default_rng(seed)
         start = _disturb(near.boxes.flatten(0, 1).cpu().numpy(), rng)
         full = IoUFeatures(*(x.float() for x in maps))
@@ -450,7 +438,7 @@ class DiMPTraining(Run):
         assert isinstance(net, DiMPNet)
         result: dict[str, Image] = {}
         if wide is not None:
-            scores = self.classify(net, wide, self._backbone(net, wide.images, False)[1])
+            scores = self.classify(net, wide, self._backbone(net, wide.images, False))
             labels = self.labels(wide, scores[0].shape[-1])
             rows = []
             for number, row in enumerate(_framed(wide)[:SHOWN]):
@@ -475,7 +463,7 @@ class DiMPTraining(Run):
             f"trained from scratch by tracker_ros: step {self.step}, {self.elapsed / 60:.0f} min, "
             f"held-out peak {result.get('v_peak', 0):.3f}, box IoU {result.get('v_box', 0):.3f}"
         )
-        weights.save(self.out / f"{self.name}.safetensors", self.average, "dimp18", origin)
+        weights.save(self.out / f"{self.name}.safetensors", self.average, self.name, origin, backbone=self.shared)
 
 
 def _framed(batch: Batch) -> list[list[Image]]:
@@ -534,8 +522,15 @@ def build(args: argparse.Namespace) -> DiMPTraining:
     """The recipe `dimp18`."""
     require(args, "--images")
     options = with_settings(DiMPOptions(), args.set)
+    network = chosen_network(args)
+    shares = args.backbone is not None and options.backbone_rate == 0
+    if shares:
+        net = network.create()
+        assert isinstance(net, DiMPNet)
+        take_backbone(args, net.backbone)  # writes it beside the weights
     pool, held_out = read_pools(args)
-    return DiMPTraining(pool, held_out, args.out, options, read_distilled(args), read_teacher(args))
+    distilled, teacher = read_distilled(args), read_teacher(args)
+    return DiMPTraining(pool, held_out, args.out, options, distilled, teacher, network=network.name, shares=shares)
 
 
 def build_smoke(args: argparse.Namespace) -> DiMPTraining:

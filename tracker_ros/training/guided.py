@@ -25,10 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tracker_ros import registry, weights
+from tracker_ros import weights
 from tracker_ros.geometry.anchors import overlap
 from tracker_ros.networks.adaptation import Parameters, call, head_parameters
-from tracker_ros.networks.backbones import BACKBONE18
 from tracker_ros.networks.detection import Candidates, Detections, GuidedDetector
 from tracker_ros.networks.detection_loss import (
     Samples,
@@ -39,11 +38,12 @@ from tracker_ros.networks.detection_loss import (
     make_samples,
     support_loss,
 )
+from tracker_ros.networks.vgg import VGG16, VGGConfig
 from tracker_ros.trackers.guided import INIT_SCALE, INIT_SHIFT
 from tracker_ros.training.augment import FramePlan, View
 from tracker_ros.training.data import ImagePool, apart
 from tracker_ros.training.device import HostImages, Renderer
-from tracker_ros.training.inputs import read_pools, require
+from tracker_ros.training.inputs import chosen_network, read_pools, require, take_backbone
 from tracker_ros.training.maml import InnerLoop, Triplet, adapted, outcome
 from tracker_ros.training.replay import Window
 from tracker_ros.training.run import Run, RunOptions, channels_last, with_settings
@@ -572,7 +572,8 @@ class GuidedTraining(Run):
             f"held-out query loss {figures.get('before', 0):.3f} before and {figures.get('after', 0):.3f} after "
             f"{self.options.inner_steps} inner steps"
         )
-        shared = BACKBONE18 if self.frozen else None
+        config = net.config.backbone
+        shared = config.shared or None if self.frozen and not isinstance(config, VGGConfig) else None
         path = self.out / f"{self.name}.safetensors"
         weights.save(path, net, self.name, origin, backbone=shared)
         ablated = copy.deepcopy(net)
@@ -609,12 +610,11 @@ def build(args: argparse.Namespace) -> GuidedTraining:
     """
     require(args, "--images")
     options = with_settings(GuidedOptions(), args.set)
-    network = registry.get(args.recipe).network
-    assert network is not None
+    network = chosen_network(args)
     detector = network.create()
     assert isinstance(detector, GuidedDetector)
-    if detector.config.frozen:
-        weights.load_backbone(detector.backbone, BACKBONE18)
+    if detector.config.frozen and not isinstance(detector.backbone, VGG16):
+        take_backbone(args, detector.backbone)
     conventional: nn.Module | None = None
     if args.base is not None:
         weights.load(args.base, detector, network.name)

@@ -10,6 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from tracker_ros import registry, weights
+from tracker_ros.networks.backbones import SharedBackbone
+from tracker_ros.networks.efficientnet import EfficientNet
+from tracker_ros.networks.resnet import ResNet
 from tracker_ros.training.data import ImagePool, add_flights, make_pool, split
 from tracker_ros.training.layouts import LAYOUTS, open_data
 from tracker_ros.training.pseudo import add_teacher_pairs
@@ -91,6 +95,44 @@ def read_pools(args: argparse.Namespace) -> tuple[ImagePool, ImagePool]:
 def read_teacher(args: argparse.Namespace) -> nn.Module | None:
     """The TorchScript network that ``--teacher`` names, on the CPU; None where there is no such argument."""
     return None if args.teacher is None else torch.jit.load(str(args.teacher), map_location="cpu")
+
+
+def chosen_network(args: argparse.Namespace) -> registry.Network:
+    """The network that the recipe of a tracker is to train: ``--network``, else the tracker's own.
+
+    Raises:
+        ValueError: the recipe does not train that one; the message lists those that it does.
+    """
+    entry = registry.get(args.recipe)
+    assert entry.network is not None
+    known = {network.name: network for network in (entry.network, *entry.others)}
+    name = args.network or entry.network.name
+    if name not in known:
+        raise ValueError(f"recipe '{args.recipe}' does not train '{name}': expected one of {', '.join(known)}")
+    return known[name]
+
+
+def take_backbone(args: argparse.Namespace, backbone: ResNet | EfficientNet | SharedBackbone) -> None:
+    """Load the shared backbone that ``--backbone`` distilled, else the shipped one.
+
+    A distilled one is written beside what the run will write, which names it.
+
+    Raises:
+        ValueError: the run of ``--backbone`` distilled another backbone.
+        WeightsMissing: none is given, and none is shipped.
+    """
+    name, distilled = backbone.config.shared, read_distilled(args)
+    if distilled is None:
+        weights.load_backbone(backbone, name)
+        return
+    try:
+        backbone.load_state_dict(distilled["average"])
+    except RuntimeError as error:
+        raise ValueError(f"{args.backbone} holds another backbone than '{name}', which the network needs") from error
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / f"{name}.safetensors"
+    weights.save(file, backbone, name, f"distilled by tracker_ros: step {distilled['step']}")
+    weights.load(file, backbone, name)  # as it is stored
 
 
 def read_distilled(args: argparse.Namespace) -> dict[str, Any] | None:

@@ -159,3 +159,19 @@ def distance_loss(distances: Tensor, boxes: Tensor, at: Tensor, labels: Tensor) 
     union = own + (boxes[:, 2] * boxes[:, 3])[:, None] - inner
     positive = (labels == 1).to(distances.dtype)
     return ((1 - inner / union.clamp_min(1e-6)) * positive).sum() / positive.sum().clamp_min(1)
+
+
+def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
+    """Average precision of a ranking of samples: mean over the positive ones of the precision down to each.
+
+    Args:
+        scores: BxN.
+        labels: BxN of 1, 0 and -1 (not ranked).
+
+    Returns:
+        B float64; nan for a row without positive samples.
+    """
+    order = scores.masked_fill(labels < 0, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    positive = (labels.gather(1, order) == 1).double()
+    precision = positive.cumsum(1) / torch.arange(1, labels.shape[1] + 1, device=labels.device)
+    return (precision * positive).sum(1) / positive.sum(1)

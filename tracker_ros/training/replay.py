@@ -47,7 +47,7 @@ class SceneFeatures(NamedTuple):
 def embed(sampler: PairSampler, backbone: SharedBackbone, rng: np.random.Generator) -> SceneFeatures:
     """Draw one scene and compute its maps in the backbone's arithmetic and on its device."""
     scene = sampler.scene(rng)
-    like = backbone.conv1.weight
+    like = next(backbone.parameters())
 
     def maps(crops: NDArray[np.uint8]) -> Maps:
         images = torch.from_numpy(np.ascontiguousarray(crops)).to(like.device).permute(0, 3, 1, 2).to(like.dtype)

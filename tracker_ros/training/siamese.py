@@ -11,26 +11,24 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from tracker_ros import registry, weights
 from tracker_ros.geometry.anchors import anchor_shapes, anchors, decode_anchors, decode_points, overlap, points
-from tracker_ros.networks.backbones import BACKBONE18, SharedBackbone
-from tracker_ros.networks.correlation import DepthwiseBranch, UpChannelBranch, correlate_depthwise, correlate_up_channel
-from tracker_ros.networks.siamban import BoxHead, SiamBANNet
-from tracker_ros.networks.siamese import STRIDE, Kernels, Maps, SiameseNet, central, mix
-from tracker_ros.networks.siamrpn import RPNHead, SiamRPNNet
+from tracker_ros.networks.backbones import SharedBackbone
+from tracker_ros.networks.correlation import Pairs, UpChannelBranch
+from tracker_ros.networks.siamban import SiamBANNet
+from tracker_ros.networks.siamese import STRIDE, Kernels, Maps, SiameseNet
+from tracker_ros.networks.siamrpn import SiamRPNNet
 from tracker_ros.training import replay
 from tracker_ros.training.data import ImagePool
-from tracker_ros.training.inputs import read_pools, require
+from tracker_ros.training.inputs import chosen_network, read_pools, require, take_backbone
 from tracker_ros.training.losses import (
     anchor_labels,
     anchor_offsets,
@@ -85,19 +83,22 @@ class Comparison(NamedTuple):
 
     Attributes:
         template, search: B, the rows of the scenes' maps that are used.
-        kernel, level: P, which of these templates is compared with which of these search crops.
+        pairs: P, which of these templates are compared with which of these search crops; the first B are of search
+            crops with a template of their own scene, one each.
         boxes: Px4 (cx, cy, w, h), crop pixels relative to the crop's centre.
         present: P bool: the crop shows the template's object.
-        own: the first so many comparisons are of search crops with a template of their own scene, one each.
     """
 
     template: Tensor
     search: Tensor
-    kernel: Tensor
-    level: Tensor
+    pairs: Pairs
     boxes: Tensor
     present: Tensor
-    own: int
+
+    @property
+    def own(self) -> int:
+        """B."""
+        return self.pairs.own
 
 
 def centred(boxes: Tensor) -> Tensor:
@@ -134,6 +135,7 @@ class SiameseTraining(Run):
         self.name, self.options = name, options
         if not isinstance(net.backbone, SharedBackbone):
             raise ValueError(f"'{name}' has a backbone of its own; this recipe trains heads on the shared one")
+        self.shared = net.backbone.config.shared or None
         self.net = channels_last(net.to(self.device))
         net.backbone.requires_grad_(False)
         self.backbone = copy.deepcopy(net.backbone).eval().to(torch.bfloat16 if self.bf16 else torch.float32)
@@ -190,11 +192,9 @@ class SiameseTraining(Run):
         return Comparison(
             template.to(self.device),
             search.to(self.device),
-            torch.cat([rows, other]).to(self.device),
-            torch.cat([rows, rows[:strangers]]).to(self.device),
+            Pairs(torch.cat([rows, other]).to(self.device), torch.cat([rows, rows[:strangers]]).to(self.device), count),
             torch.cat([boxes, boxes[:strangers]]),
             torch.cat([present, torch.zeros_like(present[:strangers])]),
-            count,
         )
 
     # --- network -------------------------------------------------------------------------------------------------
@@ -204,31 +204,13 @@ class SiameseTraining(Run):
         with self.autocast():
             return net.reduce(self.backbone.align(maps.stage2[rows], maps.stage3[rows]))
 
-    def kernels(self, net: SiamRPNNet | SiamBANNet, levels: list[Tensor]) -> Kernels:
-        """Correlation kernels of templates."""
-        maps = [central(level).float() for level in levels]
-        heads: Sequence[RPNHead | BoxHead] = net.levels
-        with self.autocast():
-            cls = [head.cls.kernel(level).float() for head, level in zip(heads, maps, strict=True)]
-            loc = [head.loc.kernel(level).float() for head, level in zip(heads, maps, strict=True)]
-        return Kernels(torch.stack(cls, 1), torch.stack(loc, 1))
-
-    def respond(self, net: SiamRPNNet | SiamBANNet, levels: list[Tensor], kernels: Kernels, pairs: Comparison) -> Maps:
+    def compare(self, net: SiamRPNNet | SiamBANNet, scenes: replay.SceneFeatures, drawn: Comparison) -> Maps:
         """Class logits of all comparisons, Px2xN, and location of those with a template of their own, Bx4xN."""
-        own = slice(pairs.own)
-        cls, loc = [], []
-        heads: Sequence[RPNHead | BoxHead] = net.levels
+        templates = self.levels(net, scenes.templates, drawn.template)
+        searches = self.levels(net, scenes.searches, drawn.search)
         with self.autocast():
-            for i, (head, level) in enumerate(zip(heads, levels, strict=True)):
-                cls.append(branch(head.cls, level, kernels.cls[:, i], pairs.kernel, pairs.level))
-                loc.append(branch(head.loc, level, kernels.loc[:, i], pairs.kernel[own], pairs.level[own]))
-        if isinstance(net, SiamRPNNet):
-            if len(cls) == 1:
-                return Maps(cls[0].reshape(len(pairs.kernel), 2, -1), loc[0].reshape(pairs.own, 4, -1))
-            fused = mix(cls, net.cls_fusion), mix(loc, net.loc_fusion)
-            return Maps(fused[0].reshape(len(pairs.kernel), 2, -1), fused[1].reshape(pairs.own, 4, -1))
-        sides = [torch.exp((x * scale).clamp(max=7.0)) for x, scale in zip(loc, net.loc_scales, strict=True)]
-        return Maps(mix(cls, net.cls_fusion).flatten(2), mix(sides, net.loc_fusion).flatten(2))
+            kernels = Kernels(*(part.float() for part in net.kernels(templates)))
+            return net.compare(searches, kernels, drawn.pairs)
 
     # --- losses --------------------------------------------------------------------------------------------------
 
@@ -259,8 +241,7 @@ class SiameseTraining(Run):
         rng = self.generator(step)
         scenes = self.scenes(step, rng)
         pairs = self.comparison(scenes, rng)
-        kernels = self.kernels(self.net, self.levels(self.net, scenes.templates, pairs.template))
-        maps = self.respond(self.net, self.levels(self.net, scenes.searches, pairs.search), kernels, pairs)
+        maps = self.compare(self.net, scenes, pairs)
         terms = self.terms(maps, pairs, rng)
         terms["total"] = terms["classify"] + self.options.location * terms["locate"]
         return terms
@@ -287,8 +268,7 @@ class SiameseTraining(Run):
         for number, scenes in enumerate(self.held_out):
             rng = np.random.default_rng(number)
             pairs = self.comparison(scenes, rng)
-            kernels = self.kernels(net, self.levels(net, scenes.templates, pairs.template))
-            maps = self.respond(net, self.levels(net, scenes.searches, pairs.search), kernels, pairs)
+            maps = self.compare(net, scenes, pairs)
             for name, value in self.terms(maps, pairs, rng).items():
                 sums.setdefault(f"v_{name}", []).append(float(value))
             found = overlap(self.proposals(net, maps), pairs.boxes[: pairs.own, None])
@@ -306,63 +286,25 @@ class SiameseTraining(Run):
         figures = self.validate() if self.held_out else {}
         self.report(figures)
         origin = f"trained by tracker_ros: step {self.step}, held-out IoU {figures.get('v_iou', 0):.3f}"
-        weights.save(self.out / f"{self.name}.safetensors", self.average, self.name, origin, backbone=BACKBONE18)
-
-
-def branch(
-    head: DepthwiseBranch | UpChannelBranch, level: Tensor, kernels: Tensor, kernel: Tensor, row: Tensor
-) -> Tensor:
-    """A branch's outputs for pairs of a kernel and a search crop.
-
-    Args:
-        head: the branch.
-        level: BxCxHxW search features.
-        kernels: of T templates.
-        kernel, row: P each, the rows of `kernels` and of `level` that are compared.
-
-    Returns:
-        PxOxH'xW' float32.
-    """
-    search = head.search(level).float()[row]
-    with torch.autocast(level.device.type, enabled=False):
-        if isinstance(head, UpChannelBranch):
-            return head.adjust(correlate_up_channel(search, kernels[kernel]))
-        correlation = _Correlation.apply(search, kernels[kernel])
-    return head.output(head.hidden(correlation)).float()
-
-
-class _Correlation(torch.autograd.Function):
-    """`correlate_depthwise` with gradients that are depth-wise correlations too, which CPUs do several times faster."""
-
-    @staticmethod
-    def forward(ctx: Any, search: Tensor, kernels: Tensor) -> Tensor:
-        ctx.save_for_backward(search, kernels)
-        return correlate_depthwise(search, kernels)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        search, kernels = ctx.saved_tensors
-        gradient = gradient.contiguous()
-        margin = kernels.shape[-1] - 1
-        padded = functional.pad(gradient, (margin, margin, margin, margin))
-        return correlate_depthwise(padded, kernels.flip(2, 3)), correlate_depthwise(search, gradient)
+        weights.save(self.out / f"{self.name}.safetensors", self.average, self.name, origin, backbone=self.shared)
 
 
 def build(args: argparse.Namespace) -> SiameseTraining:
-    """The recipes `siamrpn`, `siamrpnpp` and `siamban`: heads on the shipped backbone.
+    """The recipes `siamrpn`, `siamrpnpp` and `siamban`: heads on a shared backbone.
 
     ``--base`` goes on from weights of the same network; see `take_level` for others.
     """
     require(args, "--images")
     options = with_settings(SiameseOptions(), args.set)
     pool, held_out = read_pools(args)
-    network = registry.get(args.recipe).network
-    assert network is not None
+    network = chosen_network(args)
     name = network.name
     torch.manual_seed(options.seed)
     net = network.create()
     assert isinstance(net, SiamRPNNet | SiamBANNet)
-    weights.load_backbone(net.backbone, BACKBONE18)
+    if not isinstance(net.backbone, SharedBackbone):
+        raise ValueError(f"'{name}' has a backbone of its own; this recipe trains heads on a shared one")
+    take_backbone(args, net.backbone)
     start_heads(net)
     if args.base is not None:
         if weights.network_of(args.base) == name:
@@ -377,13 +319,16 @@ def take_level(net: SiamRPNNet | SiamBANNet, file: Path) -> None:
 
     Args:
         net: SiamRPN with depth-wise correlation on stage 3.
-        file: weights of `siamrpnpp18`.
+        file: weights of `siamrpnpp18`, or of that on another backbone.
 
     Raises:
-        WeightsError: the file is not of that network, or `net` has levels or channels of its own.
+        WeightsError: the file is of no such network, or `net` has levels or channels of its own.
     """
-    base = registry.networks()["siamrpnpp18"].create()
-    weights.load(file, base, "siamrpnpp18")
+    name = weights.network_of(file)
+    if not name.startswith("siamrpnpp"):
+        name = "siamrpnpp18"
+    base = registry.networks()[name].create()
+    weights.load(file, base, name)
     assert isinstance(base, SiamRPNNet)
     own = net.state_dict()
     last = len(base.levels) - 1

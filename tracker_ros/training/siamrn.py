@@ -24,19 +24,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tracker_ros import weights
+from tracker_ros import registry, weights
 from tracker_ros.geometry.anchors import decode_points, overlap, points
 from tracker_ros.geometry.crops import template_side
-from tracker_ros.networks.backbones import BACKBONE18, SharedBackbone
-from tracker_ros.networks.correlation import correlate_depthwise
+from tracker_ros.networks.backbones import SharedBackbone
 from tracker_ros.networks.roi_pooling import precise_roi_pool
-from tracker_ros.networks.siamban import SIAMBAN18, SiamBANNet
-from tracker_ros.networks.siamese import STRIDE, Kernels, mix
-from tracker_ros.networks.siamrn import SIAMRN18, FusedRelation, RelationParts, RelationTemplate, SiamRNNet
+from tracker_ros.networks.siamban import SiamBANNet
+from tracker_ros.networks.siamese import STRIDE, Kernels
+from tracker_ros.networks.siamrn import FusedRelation, RelationParts, RelationTemplate, SiamRNNet
 from tracker_ros.training.augment import View, cut, map_box
 from tracker_ros.training.data import ImagePool, image_groups
-from tracker_ros.training.inputs import read_pools, require
-from tracker_ros.training.losses import balanced_cross_entropy, ellipse_labels
+from tracker_ros.training.inputs import chosen_network, read_pools, require
+from tracker_ros.training.losses import average_precision, balanced_cross_entropy, ellipse_labels
 from tracker_ros.training.pairs import CONTEXT, SEARCH_SIZE, TEMPLATE_SIZE, PairOptions, PairSampler
 from tracker_ros.training.replay import Window
 from tracker_ros.training.run import Run, RunOptions, with_settings
@@ -240,13 +239,6 @@ def _mean(values: Tensor, where: Tensor) -> Tensor:
     return (values * where).sum() / where.sum().clamp_min(1)
 
 
-def average_precision(scores: Tensor, positive: Tensor) -> float:
-    """Mean of the precision at each positive, by descending score. N each; nan without positives."""
-    hits = positive[scores.argsort(descending=True)].double()
-    ranks = torch.arange(1, len(hits) + 1, device=hits.device, dtype=hits.dtype)
-    return float((hits.cumsum(0) / ranks * hits).sum() / hits.sum()) if hits.any() else float("nan")
-
-
 class ObjectIndex:
     """Nearest neighbours among objects, for offline hard negative mining (section 3.3); exact, by cosine.
 
@@ -304,13 +296,20 @@ class SiamRNTraining(Run):
         supports: NxLxCxPxP, the pooled targets of these objects.
     """
 
-    name = "siamrn18"
-
-    def __init__(self, net: SiamRNNet, pool: ImagePool, held_out: ImagePool, out: Path, options: SiamRNOptions) -> None:
+    def __init__(
+        self,
+        net: SiamRNNet,
+        pool: ImagePool,
+        held_out: ImagePool,
+        out: Path,
+        options: SiamRNOptions,
+        name: str = "siamrn18",
+    ) -> None:
         super().__init__(out, options)
-        self.options = options
+        self.name, self.options = name, options
         if not isinstance(net.backbone, SharedBackbone):
             raise ValueError("this recipe trains on the shared backbone; the network has one of its own")
+        self.shared = net.backbone.config.shared or None
         self.net = net.to(self.device).eval().requires_grad_(False)
         self.net.parts = RelationParts(
             options.global_detector, options.local_detector, options.patch_detector, options.self_attention
@@ -419,21 +418,17 @@ class SiamRNTraining(Run):
         # The first search crop is the template's own frame.
         crops, frames = scene.searches[1:], len(scene.searches) - 1
         _, levels = self._features(crops)
-        kernels = self.base.kernels(necks)
-        correlations, located = [], []
-        for i, (head, level) in enumerate(zip(self.base.levels, levels, strict=True)):
-            with self.autocast():
-                cls, loc = head.cls.search(level).float(), head.loc.search(level).float()
-            correlations.append(correlate_depthwise(cls, kernels.cls[:, i].expand(frames, -1, -1, -1)))
-            found = correlate_depthwise(loc, kernels.loc[:, i].expand(frames, -1, -1, -1))
-            located.append(torch.exp(head.loc.output(head.loc.hidden(found)) * self.base.loc_scales[i]))
+        kernels = Kernels(*(part.expand(frames, -1, -1, -1, -1) for part in self.base.kernels(necks)))
+        with self.autocast():
+            correlations = self.base.correlate(levels, kernels)
+            located = self.base.correlate_location(levels, kernels)
         logits = self.base.classify(correlations)
         target = torch.stack(self.base.pool_target(necks, box), 1)
         return Sight(
             target.to(self.storage).expand(frames, *target.shape[1:]),
             torch.stack(levels, 1).to(self.storage),
             torch.stack(correlations, 1).flatten(3).to(self.storage),
-            decode_points(mix(located, self.base.loc_fusion).flatten(2), self.grid),
+            decode_points(self.base.distances(located), self.grid),
             logits.softmax(1)[:, 1],
             centred(torch.from_numpy(scene.boxes[1:])).to(self.device),
             torch.from_numpy(scene.present[1:]).to(self.device),
@@ -519,10 +514,9 @@ class SiamRNTraining(Run):
                     chosen = float(found[row.argmax()])
                     sums.setdefault(f"v_{kind}iou", []).append(chosen)
                     sums.setdefault(f"v_{kind}peak", []).append(float(chosen >= self.options.same))
-                    clear = (found >= self.options.same) | (found < self.options.other)
-                    sums.setdefault(f"v_{kind}ap", []).append(
-                        average_precision(row[clear], found[clear] >= self.options.same)
-                    )
+                    sure = torch.where(found < self.options.other, 0, -1)
+                    ranked = torch.where(found >= self.options.same, 1, sure)
+                    sums.setdefault(f"v_{kind}ap", []).append(float(average_precision(row[None], ranked[None])))
         return {name: float(np.nanmean(values)) for name, values in sums.items() if not np.isnan(values).all()}
 
     def on_save(self) -> None:
@@ -534,7 +528,7 @@ class SiamRNTraining(Run):
             f"trained by tracker_ros: step {self.step}, held-out AP {figures.get('v_ap', 0):.3f} "
             f"(base {figures.get('v_base_ap', 0):.3f})"
         )
-        weights.save(self.out / f"{self.name}.safetensors", self.average, self.name, origin, backbone=BACKBONE18)
+        weights.save(self.out / f"{self.name}.safetensors", self.average, self.name, origin, backbone=self.shared)
 
 
 def embedding(maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
@@ -569,15 +563,16 @@ def refine(net: SiamBANNet, correlations: Tensor, scores: Tensor | None = None) 
     return net.classify([level[..., None] for level in correlations.unbind(1)])
 
 
-def start(base: Path) -> SiamRNNet:
-    """A SiamRN with the weights of a trained SiamBAN, and an undecided relation detector.
+def start(base: Path, name: str = "siamrn18") -> SiamRNNet:
+    """The SiamRN called `name` with the weights of a trained SiamBAN, and an undecided relation detector.
 
     Raises:
         WeightsMissing, WeightsError: `base` is not such a file.
     """
-    trained = SiamBANNet(SIAMBAN18)
-    weights.load(base, trained, "siamban18")
-    net = SiamRNNet(SIAMRN18)
+    under = base_of(name)
+    trained, net = (registry.networks()[each].create() for each in (under, name))
+    assert isinstance(net, SiamRNNet)
+    weights.load(base, trained, under)
     net.load_state_dict(trained.state_dict(), strict=False)
     for level in net.detectors:
         for detector in (level.global_detector, level.local_detector, level.patch_detector):
@@ -586,11 +581,17 @@ def start(base: Path) -> SiamRNNet:
     return net
 
 
+def base_of(name: str) -> str:
+    """The SiamBAN that a SiamRN extends."""
+    return name.replace("siamrn", "siamban")
+
+
 def build(args: argparse.Namespace) -> SiamRNTraining:
     """The recipe `siamrn`: on the SiamBAN that ``--base`` names, else the shipped one."""
     require(args)
     options = with_settings(SiamRNOptions(), args.set)
     torch.manual_seed(options.seed)
-    net = start(args.base or weights.shipped("siamban18"))
+    name = chosen_network(args).name
+    net = start(args.base or weights.shipped(base_of(name)), name)
     pool, held_out = read_pools(args)
-    return SiamRNTraining(net, pool, held_out, args.out, options)
+    return SiamRNTraining(net, pool, held_out, args.out, options, name)
