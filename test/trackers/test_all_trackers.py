@@ -121,7 +121,7 @@ def test_bad_frames_are_named_and_the_track_goes_on(tracker: Tracker[Any], frame
         ((10, 10, float("nan"), 20), "NaN"),
         ((10, 10, 0, 20), "zero or negative"),
         ((10, 10, 3, 3), "too small"),
-        ((10, 10, W + 1, 20), "larger than the image"),
+        ((10, 10, W * 1.5, 20), "larger than the image"),
         ((W + 50, 10, 20, 20), "outside the image"),
         ((10, 10, 20), "four numbers"),
     ],

@@ -80,7 +80,7 @@ def test_the_rounding_of_the_first_box_is_undone(name: str) -> None:
 
 
 @needs_contrib
-@pytest.mark.parametrize("box", [(-15, 100, SIDE, SIDE), (300, 220, SIDE, SIDE), (318, 238, 4, 4), (0, 0, W, H)])
+@pytest.mark.parametrize("box", [(-15, 100, SIDE, SIDE), (W - 30, H - 30, SIDE, SIDE), (317, 237, 4, 4), (0, 0, W, H)])
 def test_boxes_at_the_border_start_and_stay_finite(box: tuple[float, ...]) -> None:
     for name in ("csrt", "kcf"):
         tracker = OpenCVTracker(name, PRESETS[name])

@@ -12,14 +12,14 @@ def _after(*frames: Cues) -> list[TrackState]:
     return [monitor.update(cues) for cues in frames]
 
 
-def test_one_bad_frame_changes_nothing() -> None:
-    assert _after(GOOD, BAD, GOOD) == [TrackState.TRACKING] * 3
+def test_one_bad_frame_is_not_called_tracking_and_changes_nothing_else() -> None:
+    assert _after(GOOD, BAD, GOOD) == [TrackState.TRACKING, TrackState.UNCERTAIN, TrackState.TRACKING]
+    assert _after(GOOD, WEAK, GOOD) == [TrackState.TRACKING] * 3
 
 
 def test_doubt_comes_before_loss() -> None:
     states = _after(*[BAD] * 6)
-    assert states[0] is TrackState.TRACKING
-    assert states[1:4] == [TrackState.UNCERTAIN] * 3
+    assert states[:4] == [TrackState.UNCERTAIN] * 4
     assert states[4:] == [TrackState.LOST] * 2
 
 

@@ -2,7 +2,7 @@
 
 A raw peak score alone lies: a look-alike scores high, a flat response scores by chance. Each frame is graded from
 three cues, and the grades move the state with inertia in both directions, so that one blurred frame does not lose a
-target and one lucky frame does not regain it.
+target and one lucky frame does not regain it. A frame in which the target is not seen is never called TRACKING.
 """
 
 from __future__ import annotations
@@ -108,7 +108,11 @@ class ConfidenceMonitor:
         return Grade.GOOD
 
     def update(self, cues: Cues) -> TrackState:
-        """Take in one frame's cues; returns the new state."""
+        """Take in one frame's cues.
+
+        Returns:
+            What to say of this frame: the new state, but UNCERTAIN for a BAD frame of a target that is tracked on.
+        """
         t = self.thresholds
         grade = self.grade(cues)
         if grade is Grade.GOOD:
@@ -134,4 +138,6 @@ class ConfidenceMonitor:
         elif self.state is TrackState.UNCERTAIN and self._good_run >= t.recover_after:
             self.state = TrackState.TRACKING
         self.frames_lost = self.frames_lost + 1 if self.state is TrackState.LOST else 0
+        if grade is Grade.BAD and self.state is TrackState.TRACKING:
+            return TrackState.UNCERTAIN
         return self.state
