@@ -345,7 +345,7 @@ def test_size_of_an_image_file(suffix: str, tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:-40])  # the header is enough
         assert image_size(path) == (57, 31)
     path.write_bytes(b"\xff\xd8")
-    with pytest.raises(FileNotFoundError, match="can.t be read as an image"):
+    with pytest.raises(FileNotFoundError, match=r"can.t be read as an image"):
         image_size(path)
 
 
