@@ -91,6 +91,11 @@ def test_heads_are_trained_on_it(network: str, data: Path, distilled: Path, tmp_
     for key, value in own.state_dict().items():
         assert torch.equal(net.get_submodule("backbone").state_dict()[key], value), key
     assert file.stat().st_size < sum(p.numel() for p in net.parameters()) * 2
+    tracker = registry.create(recipe, weights=str(file), device="cpu")  # takes the network that the file names
+    frame = cv2.imread(str(data / "jpg" / "00.jpg"))
+    tracker.initialize(frame, (100.0, 90.0, 44.0, 36.0))
+    estimate = tracker.track(frame)
+    assert np.isfinite([*estimate.box, estimate.score]).all()
 
 
 def test_another_backbone_than_the_networks_is_refused(data: Path, distilled: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ NEGATIVE_ABOVE = 0.3
 class CLNetDesign(SiameseDesign):
     """Design of CLNet: the published settings, and its ablation."""
 
-    network: str = option("clnet18", "architecture of the network", choices=("clnet18", "clnet_r50"))
+    network: str = option("clnet18", "architecture of the network", choices=("clnet18", "clnet_lite0", "clnet_r50"))
     adjust: str = option(
         "both",
         "whose last layer is adjusted to the first frame: both branches', the classification's (cls), the location's "

@@ -72,7 +72,7 @@ _MOST_ELONGATED = 6.0
 class DiMPDesign(SearchDesign):
     """Design of DiMP: the published settings, and what studies of the method vary."""
 
-    network: str = option("dimp18", "architecture of the network", choices=("dimp18", "dimp50"))
+    network: str = option("dimp18", "architecture of the network", choices=("dimp18", "dimp_lite0", "dimp50"))
     optimizer: str = option(
         "steepest",
         "how the filter is learned: steepest descent; gradient descent of a fixed step length; none: the initializer's "

@@ -68,7 +68,10 @@ class GuidedDesign(SearchDesign):
     network: str = option(
         "guided_ssd18",
         "architecture of the network",
-        choices=("guided_ssd18", "guided_ssd18_single", "guided_frcnn18", "guided_ssd_vgg16", "guided_frcnn_r50"),
+        choices=(
+            *("guided_ssd18", "guided_ssd_lite0", "guided_ssd18_single", "guided_ssd_vgg16"),
+            *("guided_frcnn18", "guided_frcnn_lite0", "guided_frcnn_r50"),
+        ),
     )
     score_scale: float = option(
         1.0, "factor of the log-odds of the network's scores (rule calibrate)", low=0.01, high=100.0

@@ -24,7 +24,9 @@ from tracker_ros.trackers.siamese import Response, SiameseDesign, SiameseOptions
 class SiamBANDesign(SiameseDesign):
     """Design of SiamBAN."""
 
-    network: str = option("siamban18", "architecture of the network", choices=("siamban18", "siamban_r50"))
+    network: str = option(
+        "siamban18", "architecture of the network", choices=("siamban18", "siamban_lite0", "siamban_r50")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ from tracker_ros.trackers.siamese import Response, SiameseDesign, SiameseOptions
 class SiamRNDesign(SiameseDesign):
     """Design of SiamRN: the published settings, and its ablations."""
 
-    network: str = option("siamrn18", "architecture of the network", choices=("siamrn18", "siamrn_r50"))
+    network: str = option("siamrn18", "architecture of the network", choices=("siamrn18", "siamrn_lite0", "siamrn_r50"))
     top_k: int = option(
         0,
         "proposals with the highest class scores that the relation detector sees, the rest are background; 0: all",

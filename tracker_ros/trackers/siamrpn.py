@@ -22,7 +22,10 @@ from tracker_ros.trackers.base import option
 from tracker_ros.trackers.siamese import Response, SiameseDesign, SiameseOptions, SiameseTracker
 
 #: Networks of both.
-_NETWORKS = ("siamrpn18", "siamrpn_alex_dw", "siamrpn_alex_up", "siamrpn_big_up", "siamrpnpp18", "siamrpnpp_r50")
+_NETWORKS = (
+    *("siamrpn18", "siamrpn_lite0", "siamrpn_alex_dw", "siamrpn_alex_up", "siamrpn_big_up"),
+    *("siamrpnpp18", "siamrpnpp_lite0", "siamrpnpp_r50"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
