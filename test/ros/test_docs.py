@@ -12,11 +12,13 @@ import yaml
 pytest.importorskip("rclpy", reason="needs a ROS 2 (`make setup` gets one)")
 pytest.importorskip("vision_msgs", reason="needs vision_msgs (`make setup` gets it)")
 pytest.importorskip("tracker_ros_interfaces.msg", reason="needs tracker_ros_interfaces (`make setup` builds it)")
+pytest.importorskip("aiohttp", reason="needs aiohttp (the extra `page`; `make setup` gets it)")
+pytest.importorskip("pymavlink", reason="needs pymavlink (the extra `mavlink`; `make setup` gets it)")
 
 from documented import ROOT, Command, commands
 
 from tracker_ros.registry import DEFAULT
-from tracker_ros.ros import parameters, recorder, simulated_camera, source, video_source
+from tracker_ros.ros import mavlink_camera, page, parameters, recorder, simulated_camera, source, video_source
 
 from .graph import Graph
 
@@ -31,6 +33,8 @@ DECLARED = {
     "video_source": [*source.SPECS, *video_source.SPECS],
     "simulated_camera": [*source.SPECS, *simulated_camera.SPECS],
     "recorder": [*recorder.SPECS],
+    "page": [*page.SPECS],
+    "mavlink_camera": [*mavlink_camera.SPECS],
 }
 
 
