@@ -240,3 +240,47 @@ def test_two_cameras_on_one_topic_are_named(graph):
 def test_a_best_effort_camera_before_a_reliable_subscription_is_named(graph):
     graph.start("/diagnostics", active=False, reliability="reliable", silence=600.0)
     assert "as best effort" in diagnosis(graph, "/client publishes /image_raw").message
+
+
+# ---------------------------------------------------------------------------------------------- more than eight bits
+
+
+def thermal(graph: Graph, low: int = 7400, high: int = 7655, hot: int = 0) -> Image:
+    """A picture of 16 bits that uses a small part of their range; a part of it is `hot`."""
+    values = np.tile(np.linspace(low, high, WIDTH), (HEIGHT, 1)).astype(np.uint16)
+    values += np.uint16(graph._pictures % 2)
+    graph._pictures += 1
+    if hot:
+        values[: HEIGHT // 3] = hot
+    message = messages.image_to_message(np.zeros((HEIGHT, WIDTH, 3), np.uint8), "bgr8", graph.header())
+    message.encoding, message.step, message.data = "mono16", WIDTH * 2, values.tobytes()
+    return message
+
+
+@pytest.mark.parametrize(("low", "high"), [(7400, 7655), (0, 1023), (30000, 30080)])
+def test_a_camera_of_16_bits_that_uses_few_of_them_is_seen_in_full(graph, low, high):
+    graph.start()
+    graph.process(thermal(graph, low, high))
+    assert graph.init().success
+    graph.process(thermal(graph, low, high))
+    assert graph.puppet.seen[-1] == pytest.approx(120, abs=12)
+    # Something hot comes into view: what the target looks like stays the same.
+    graph.process(thermal(graph, low, high, hot=65000))
+    assert graph.puppet.seen[-1] == pytest.approx(120 * 2 / 3 + 255 / 3, abs=15)
+
+
+def test_the_range_of_grey_levels_can_be_given(graph):
+    graph.start(grey_scale="0,14800")
+    graph.process(thermal(graph))
+    assert graph.init().success
+    graph.process(thermal(graph))
+    assert graph.puppet.seen[-1] == pytest.approx(7527 / 14800 * 255, abs=3)
+    for bad in ("5,5", "all", "7655,7400", "1,2,3"):
+        (result,) = graph.set(grey_scale=bad)
+        assert not result.successful
+        assert "low,high" in result.reason or "lower one first" in result.reason
+    (result,) = graph.set(grey_scale="auto")
+    assert result.successful
+    assert graph.init().success, "it holds from the next track on"
+    graph.process(thermal(graph))
+    assert graph.puppet.seen[-1] == pytest.approx(128, abs=12)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
+from tracker_ros.images import GreyScale
 from tracker_ros.trackers.base import InvalidOption, TrackerOptions
 
 #: Options of every tracker that are parameters of the node itself.
@@ -37,8 +38,10 @@ def _parameter(
     high: float | None = None,
     choices: tuple[str, ...] | None = None,
     read_only: bool = False,
+    parse: Callable[[Any], object] | None = None,
 ) -> Any:
-    metadata = {"help": help, "name": name, "low": low, "high": high, "choices": choices, "read_only": read_only}
+    metadata = {"help": help, "name": name, "low": low, "high": high, "choices": choices}
+    metadata |= {"read_only": read_only, "parse": parse}
     return field(default=default, metadata=metadata)
 
 
@@ -73,6 +76,12 @@ class NodeOptions:
     silence: float = _parameter(
         2.0, "seconds without an image, or without a result, after which status says STALE", low=0.1, high=600.0
     )
+    grey_scale: str = _parameter(
+        "auto",
+        "which values of images of more than 8 bits become grey levels: auto (those of the first image of a track), or "
+        "low,high",
+        parse=GreyScale.parse,
+    )
     heatmap_stride: int = _parameter(
         8, "image pixels for each cell of the heatmap topic", name="heatmap.stride", low=1, high=64
     )
@@ -80,7 +89,7 @@ class NodeOptions:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """One parameter: `low` and `high` bound numbers, `choices` strings."""
+    """One parameter: `low` and `high` bound numbers, `choices` strings; `parse` raises ValueError for other values."""
 
     name: str
     default: Any
@@ -89,6 +98,7 @@ class Spec:
     high: float | None = None
     choices: tuple[str, ...] | None = None
     read_only: bool = False
+    parse: Callable[[Any], object] | None = None
 
     def check(self, value: Any) -> Any:
         """The value as the parameter takes it: a whole number where a float is wanted becomes one.
@@ -103,6 +113,11 @@ class Spec:
             value = float(value)
         if self.choices is not None and value not in self.choices:
             raise InvalidParameter(f"parameter '{self.name}' must be one of {', '.join(self.choices)}; got '{value}'")
+        if self.parse is not None:
+            try:
+                self.parse(value)
+            except ValueError as error:
+                raise InvalidParameter(f"parameter '{self.name}': {error}") from error
         too_low, too_high = self.low is not None and value < self.low, self.high is not None and value > self.high
         if too_low or too_high:
             raise InvalidParameter(f"parameter '{self.name}' must lie in [{self.low}, {self.high}], got {value}")
@@ -127,7 +142,7 @@ class Spec:
 def _spec(f: dataclasses.Field[Any], name: str) -> Spec:
     get = f.metadata.get
     limits = get("low"), get("high"), get("choices")
-    return Spec(name, f.default, get("help", ""), *limits, read_only=get("read_only", False))
+    return Spec(name, f.default, get("help", ""), *limits, read_only=get("read_only", False), parse=get("parse"))
 
 
 #: Field of `NodeOptions` -> its parameter.

@@ -73,6 +73,8 @@ class Pipeline:
         self._outputs = outputs
         self._options = options
         self._warned_size = (0, 0)
+        #: One a track: what a target looks like must not change with what else is in view.
+        self._scale = images.GreyScale.parse(options().grey_scale)
         self.publishing = False
         self.session = Session(tracker)
         self.worker: Worker[Received[Any], Outcome] = Worker(self._process, self._deliver, self._on_failed)
@@ -87,7 +89,7 @@ class Pipeline:
             if idle and not self._outputs.annotating:
                 images.check_message(received.message)  # So that a camera that can't be used is known at once.
                 return True, Outcome()
-            frame = images.from_message(received.message)
+            frame = images.from_message(received.message, self._scale)
         except images.InvalidImage as error:
             self._fail(str(error), decoding=True)
             return False, Outcome(failure=str(error))
@@ -178,16 +180,19 @@ class Pipeline:
             InvalidBox, InvalidImage, TrackerFailed: the track can't start; the one before goes on.
         """
         session = self.session
-        if not session.start(images.from_message(first.message), box, target_id, command.commit):
+        scale = images.GreyScale.parse(self._options().grey_scale)
+        if not session.start(images.from_message(first.message, scale), box, target_id, command.commit):
             return "withdrawn"
-        self._warned_size = (0, 0)
+        self._scale, self._warned_size = scale, (0, 0)
+        if scale.limits is not None:
+            self._node.get_logger().info(str(scale))
         missed = self._stream.buffer.after(first.sequence)
         if missed and self.worker.mailbox.waiting:
             missed.pop()  # The newest one is about to be processed anyway.
 
         def step(index: int) -> None:
             try:
-                session.step(images.from_message(missed[index].message))
+                session.step(images.from_message(missed[index].message, scale))
             except images.InvalidImage as error:
                 self._fail(str(error), decoding=True)
             except TrackerFailed as error:
