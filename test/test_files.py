@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tracker_ros import cli
-from tracker_ros.files import NotOurs, clear, note, opencv_path, plain, refuse_overwriting
+from tracker_ros.files import NotOurs, clear, note, opencv_path, refuse_overwriting
+from tracker_ros.text import printable
 
 
 def test_an_output_that_is_an_input_is_refused_under_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,6 +137,6 @@ def test_names_that_opencv_crashes_on_are_refused(name: bytes) -> None:
 
 
 def test_text_to_print_has_no_control_characters() -> None:
-    assert plain("café 1") == "café 1"
-    assert plain("a\x1b[31mb\nc") == r"a\x1b[31mb\nc"
-    plain(os.fsdecode(b"caf\xe9")).encode()
+    assert printable("café 1") == "café 1"
+    assert printable("a\x1b[31mb\nc") == r"a\x1b[31mb\nc"
+    printable(os.fsdecode(b"caf\xe9")).encode()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import importlib
 import io
 import os
@@ -19,7 +18,8 @@ from pathlib import Path
 
 import tracker_ros
 from tracker_ros import registry
-from tracker_ros.files import plain, refuse_overwriting
+from tracker_ros.files import refuse_overwriting
+from tracker_ros.text import nearest, printable
 
 #: Command -> the module that has its `add_arguments` and `run`, and one line on what it does.
 COMMANDS = {
@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name = arguments[0]
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
+        meant = nearest(name, COMMANDS)
+        hint = f"; did you mean '{meant}'?" if meant else ""
         print(f"tracker_ros: there is no command '{name}'{hint} (there are: {', '.join(COMMANDS)})", file=sys.stderr)
         return 2
 
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         module.add_arguments(parser)
-        parser.set_defaults(command_line=plain(shlex.join(["tracker_ros", *arguments])))
+        parser.set_defaults(command_line=printable(shlex.join(["tracker_ros", *arguments])))
         args = parser.parse_args(arguments[1:])
         if getattr(args, "out", None) is not None:
             written = module.outputs(args) if hasattr(module, "outputs") else [args.out]
@@ -84,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         # What is meant for users says it all; anything else is a fault of ours and needs its type to be understood.
-        meant = isinstance(error, ValueError | OSError | ImportError | RuntimeError)
-        text = str(error) if meant and str(error) else f"{type(error).__name__}: {error} (--debug shows where)"
+        for_people = isinstance(error, ValueError | OSError | ImportError | RuntimeError)
+        text = str(error) if for_people and str(error) else f"{type(error).__name__}: {error} (--debug shows where)"
         print(f"tracker_ros {name}: error: {text}", file=sys.stderr)
         return 2
 

@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from tracker_ros.text import printable
+
 #: Where a folder's `clear` and `note` keep what was made there: name -> SHA-256, null while it is being made.
 _NOTE = ".made_by_tracker_ros.json"
 
@@ -107,12 +109,7 @@ def opencv_path(path: Path | str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"'{plain(text)}' can't be used: OpenCV takes names in UTF-8 only, so rename it") from None
+        raise ValueError(f"'{printable(text)}' can't be used: OpenCV takes names in UTF-8 only, so rename it") from None
     if "\0" in text:
-        raise ValueError(f"'{plain(text)}' can't be used: a name has no zero byte")
+        raise ValueError(f"'{printable(text)}' can't be used: a name has no zero byte")
     return text
-
-
-def plain(text: str) -> str:
-    """The text with backslashes for bytes that are not UTF-8 and for control characters, to be printed and drawn."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -8,11 +8,12 @@ who wants one more tracker builds a registry of their own with `Registry.extende
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from tracker_ros.text import nearest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -121,8 +122,8 @@ class Registry:
         """
         if name in self._entries:
             return self._entries[name]
-        close = difflib.get_close_matches(name.lower(), self._entries, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
+        meant = nearest(name, self._entries)
+        hint = f"; did you mean '{meant}'?" if meant else ""
         raise UnknownTracker(f"there is no tracker '{name}'{hint} (there are: {', '.join(self._entries)})")
 
     def create(self, name: str, **options: Any) -> Tracker[Any]:

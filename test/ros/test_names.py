@@ -15,7 +15,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 
 from tracker_ros import registry
 from tracker_ros.ros.node.names import unknown_parameters, unused_files
-from tracker_ros.ros.text import nearest, printable
+from tracker_ros.text import nearest, printable
 
 from .conftest import ROOT
 from .graph import diagnosis

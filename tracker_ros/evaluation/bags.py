@@ -21,9 +21,9 @@ import numpy as np
 
 from tracker_ros.evaluation.sequences import InvalidSequence
 from tracker_ros.evaluation.sequences import Sequence as FrameSequence
-from tracker_ros.files import plain
 from tracker_ros.geometry.boxes import Box
 from tracker_ros.images import GreyScale, from_message
+from tracker_ros.text import printable
 from tracker_ros.trackers.base import Frame
 
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
@@ -170,7 +170,7 @@ def load_bag(
     first = int(np.flatnonzero(~np.isnan(truth[:, 0]))[0])
     images = BagImages(path, image_topic, times, skip=first)
     return FrameSequence(
-        plain(path.stem), images, truth[first:], known=box is None, stamps=tuple(stamps[first:]), sources=(path,)
+        printable(path.stem), images, truth[first:], known=box is None, stamps=tuple(stamps[first:]), sources=(path,)
     )
 
 

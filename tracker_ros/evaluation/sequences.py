@@ -29,9 +29,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tracker_ros.files import plain
 from tracker_ros.geometry.boxes import Box, InvalidBox, validate_init_box
 from tracker_ros.images import GreyScale, InvalidImage, read_file
+from tracker_ros.text import printable
 from tracker_ros.trackers.base import Frame
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
@@ -251,11 +251,13 @@ def read_boxes(path: Path) -> NDArray[np.float64]:
 def _row_box(row: str) -> list[float]:
     """x, y, w, h of a row of 4 or 8 numbers, which commas, semicolons or blanks separate."""
     if ";" in row and "," in row:
-        raise ValueError(f"'{plain(row[:80])}' has both commas and semicolons; expected one of them between numbers")
+        raise ValueError(
+            f"'{printable(row[:80])}' has both commas and semicolons; expected one of them between numbers"
+        )
     try:
         values = [float(v) for v in re.split(r"\s*[,;]\s*|\s+", row.rstrip(",; \t"))]
     except ValueError:
-        raise ValueError(f"'{plain(row[:80])}' is not a row of numbers") from None
+        raise ValueError(f"'{printable(row[:80])}' is not a row of numbers") from None
     if len(values) == 8:
         xs, ys = values[0::2], values[1::2]
         values = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
@@ -271,7 +273,7 @@ def _mask_box(row: str) -> list[float]:
         if min(w, h, *runs, 0) < 0 or sum(runs) > w * h:
             raise ValueError
     except ValueError:
-        raise ValueError(f"'{plain(row[:80])}' is not a mask: m, then x, y, w, h and the lengths of runs") from None
+        raise ValueError(f"'{printable(row[:80])}' is not a mask: m, then x, y, w, h and the lengths of runs") from None
     ends = np.cumsum([0, *runs])
     left, top, right, bottom = w, h, 0, 0
     for first, end in zip(ends[1::2], ends[2::2], strict=False):
@@ -332,7 +334,7 @@ def load_sequence(folder: Path, truth_file: Path | None = None, *, one_based: bo
     if one_based:
         truth[:, :2] -= 1
     sources = (folder, images[0].parent, truth_file)
-    return Sequence(plain(folder.resolve().name), ImageFiles(tuple(images)), truth, known, sources=sources)
+    return Sequence(printable(folder.resolve().name), ImageFiles(tuple(images)), truth, known, sources=sources)
 
 
 def check_start(sequence: Sequence) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tracker_ros import registry
-from tracker_ros.files import plain
+from tracker_ros.text import printable
 from tracker_ros.trackers.base import InvalidOption, Tracker, TrackerOptions
 
 
@@ -87,7 +87,7 @@ def parse_specs(labels: Sequence[str], settings: Sequence[str] = (), device: str
             field, value = _split(setting)
             options[field] = _value(preset, field, value)
         preset.vary(**options)
-        specs.append(TrackerSpec(plain(label), name, options))
+        specs.append(TrackerSpec(printable(label), name, options))
     for setting in settings:
         if setting not in used:
             raise InvalidOption(f"none of the trackers {', '.join(labels)} has the option in '{setting}'")

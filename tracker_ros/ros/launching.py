@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from tracker_ros.ros.text import nearest, printable
+from tracker_ros.text import nearest, printable
 
 
 class LaunchRefused(RuntimeError):

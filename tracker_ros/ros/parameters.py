@@ -40,7 +40,7 @@ def _parameter(
     read_only: bool = False,
     parse: Callable[[Any], object] | None = None,
 ) -> Any:
-    metadata = {"help": help, "name": name, "low": low, "high": high, "choices": choices}
+    metadata: dict[str, Any] = {"help": help, "name": name, "low": low, "high": high, "choices": choices}
     metadata |= {"read_only": read_only, "parse": parse}
     return field(default=default, metadata=metadata)
 

@@ -10,7 +10,7 @@ from rclpy.utilities import remove_ros_args
 
 from tracker_ros.ros.node.names import overrides
 from tracker_ros.ros.parameters import Spec
-from tracker_ros.ros.text import nearest, printable
+from tracker_ros.text import nearest, printable
 
 
 def answered(name: str, about: str, specs: Sequence[Spec], args: list[str] | None) -> int | None:

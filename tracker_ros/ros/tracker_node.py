@@ -87,7 +87,7 @@ def main(args: list[str] | None = None) -> int:
 
     from tracker_ros.ros.node.tracking import TrackerNode, spin
     from tracker_ros.ros.parameters import InvalidParameter
-    from tracker_ros.ros.text import printable
+    from tracker_ros.text import printable
 
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import enum
 import math
 from abc import ABC, abstractmethod
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracker_ros.geometry.boxes import Box, validate_init_box
+from tracker_ros.text import nearest
 
 #: An image: HxWx3 uint8, BGR as OpenCV reads it.
 Frame = NDArray[np.uint8]
@@ -133,8 +133,8 @@ class Settings:
         known = {f.name for f in dataclasses.fields(self)}
         for name in changes:
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean '{close[0]}'?" if close else ""
+                meant = nearest(name, known)
+                hint = f"; did you mean '{meant}'?" if meant else ""
                 raise InvalidOption(
                     f"there is no option '{name}'{hint} (there are: {', '.join(sorted(known - {'design'}))})"
                 )

@@ -12,7 +12,7 @@ from rclpy.node import Node
 
 from tracker_ros import registry
 from tracker_ros.ros import parameters
-from tracker_ros.ros.text import nearest
+from tracker_ros.text import nearest
 
 #: What ROS itself takes from a node's parameters.
 _OF_ROS = ("use_sim_time", "start_type_description_service", "automatically_declare_parameters_from_overrides")

@@ -21,8 +21,8 @@ from tracker_ros.ros.node.outputs import Outputs, Report
 from tracker_ros.ros.node.stream import ImageStream
 from tracker_ros.ros.parameters import NodeOptions
 from tracker_ros.ros.session import Session, TrackerFailed
-from tracker_ros.ros.text import printable
 from tracker_ros.ros.worker import Command, Worker
+from tracker_ros.text import printable
 from tracker_ros.trackers.base import Estimate, Frame, Tracker, TrackState
 
 #: Seconds between two log messages of the same kind.

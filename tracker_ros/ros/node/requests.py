@@ -24,8 +24,8 @@ from tracker_ros.ros.node.stream import ImageStream
 from tracker_ros.ros.node.waiting import Waiting
 from tracker_ros.ros.parameters import NodeOptions
 from tracker_ros.ros.session import TrackerFailed
-from tracker_ros.ros.text import printable
 from tracker_ros.ros.worker import Command, Superseded
+from tracker_ros.text import printable
 from tracker_ros_interfaces.srv import InitTarget
 
 #: Name of a target that the request gave none.

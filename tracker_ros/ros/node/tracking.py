@@ -40,8 +40,8 @@ from tracker_ros.ros.node.rewire import wrap_service
 from tracker_ros.ros.node.stream import ImageStream
 from tracker_ros.ros.node.waiting import Waiting
 from tracker_ros.ros.parameters import InvalidParameter, NodeOptions
-from tracker_ros.ros.text import printable
 from tracker_ros.ros.worker import Superseded
+from tracker_ros.text import printable
 from tracker_ros.trackers.base import Tracker, TrackState
 
 #: Seconds between two looks at whether there still is news, and between two STALE messages.
