@@ -204,7 +204,12 @@ def _equidistant(theta: float, k: Array) -> tuple[float, float]:
 
 
 def azimuth_elevation(ray: Array) -> tuple[float, float]:
-    """Angles of a ray in the optical frame, radians: to the right of straight ahead, and above it."""
+    """Angles of a ray in the optical frame, radians: to the right of straight ahead, and above it.
+
+    >>> right, up = azimuth_elevation(np.array([1.0, 0.0, 1.0]))
+    >>> round(math.degrees(right)), round(math.degrees(up))
+    (45, 0)
+    """
     x, y, z = (float(value) for value in ray)
     return math.atan2(x, z), math.atan2(-y, math.hypot(x, z))
 
