@@ -20,13 +20,12 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 
-from tracker_ros import images
+from tracker_ros import images, registry
 from tracker_ros.remote.page.scene import Scene
 from tracker_ros.ros import messages
 from tracker_ros.ros.parameters import InvalidParameter, Spec, declare
 from tracker_ros.ros.spinning import spin_until_shutdown
 from tracker_ros.ros.tracker_client import TrackerClient
-from tracker_ros.trackers import registry
 
 SPECS = (
     Spec(
@@ -140,7 +139,7 @@ async def _serve(node: PageNode, ended: threading.Event) -> None:
         server = PageServer(
             node.scene,
             node.tracker,
-            tuple(registry.DEFAULT.names()),
+            tuple(registry.names()),
             host=host,
             port=int(value("port")),
             token=token,
