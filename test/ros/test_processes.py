@@ -38,7 +38,9 @@ def start_node():
         command = [sys.executable, "-m", "tracker_ros.ros.tracker_node", "--ros-args"]
         for parameter in parameters:
             command += ["-p", parameter]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=hear_signals
+        )
         started.append(process)
         return process
 
@@ -47,6 +49,12 @@ def start_node():
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+def hear_signals() -> None:
+    """Signals as a terminal's shell leaves them, also where the tests' own shell (`nohup`) ignores some."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def output(process: subprocess.Popen) -> str:
