@@ -239,6 +239,26 @@ def test_a_slow_browser_gets_the_newest_picture_and_never_a_queue():
     visit(test)
 
 
+def test_a_tracker_that_comes_late_does_not_turn_back_the_time():
+    async def test(v: Visit) -> None:
+        async with v.live() as talk:
+            v.picture()
+            v.say()
+            for _ in range(3):
+                late = v.picture()
+                await asyncio.sleep(0.2)
+            newest = await talk.until(lambda m: m.get("stamp") == str(late))
+            v.stamp -= 33_000_000
+            v.say()  # Of the picture before, which would be shown if this one had not been.
+            v.stamp = late
+            assert not (await talk.next())["jpeg"]
+            v.picture()
+            v.say()
+            assert int((await talk.picture())["stamp"]) > int(newest["stamp"])
+
+    visit(test)
+
+
 def test_a_camera_that_is_silent_or_broken_is_said():
     async def test(v: Visit) -> None:
         def broken():

@@ -157,9 +157,12 @@ def places(browser: Browser, *points: tuple[float, float]) -> list[tuple[float, 
 
 
 def shown_grey(browser: Browser) -> int:
-    """The grey in the middle of the picture on the screen."""
-    script = """const c = document.getElementById('picture');
-        return c.getContext('2d').getImageData(c.width / 2, c.height / 2, 1, 1).data[0]"""
+    """The mean grey in the middle of the picture on the screen."""
+    script = """const c = document.getElementById('picture'), side = 64;
+        const data = c.getContext('2d').getImageData((c.width - side) / 2, (c.height - side) / 2, side, side).data;
+        let sum = 0;
+        for (let i = 0; i < data.length; i += 4) sum += data[i];
+        return Math.round(sum / (side * side))"""
     return int(browser.run(script))
 
 

@@ -139,7 +139,7 @@ async def _serve(node: PageNode, ended: threading.Event) -> None:
         server = PageServer(
             node.scene,
             node.tracker,
-            tuple(registry.DEFAULT.names()),
+            tuple(registry.names()),
             host=host,
             port=int(value("port")),
             token=token,

@@ -262,15 +262,14 @@ class _Client:
                     return
                 await self._news(min(wait, 1.0))
             view = scene.view()
-            while view is None or (view.picture.number, self.heatmap) == self._shown:
+            while not self._is_new(view):
                 left = started + _IDLE - time.monotonic()
                 if left <= 0:
                     break
                 await self._news(left)
                 view = scene.view()
-            new = view is not None and (view.picture.number, self.heatmap) != self._shown
             jpeg, header = b"", {}
-            if new and view is not None:
+            if view is not None and self._is_new(view):
                 self._shown = view.picture.number, self.heatmap
                 try:
                     jpeg, width, height = await loop.run_in_executor(
@@ -281,6 +280,12 @@ class _Client:
                     header = {"problem": f"the camera's image can't be shown: {error}"}
                 await loop.run_in_executor(self._server._pool, scene.refresh_thumbnails)
             await self._post({**self._state(view), **header}, jpeg)
+
+    def _is_new(self, view: View | None) -> bool:
+        """Whether there is something to show that is not older than what is shown: no picture turns back the time."""
+        if view is None or view.picture.number < self._shown[0]:
+            return False
+        return (view.picture.number, self.heatmap) != self._shown
 
     async def _news(self, seconds: float) -> None:
         """Wait for something new, but no longer than this."""
