@@ -68,9 +68,9 @@ def test_shows_the_picture_that_the_tracker_has_spoken_about(world: World):
 
 def test_does_not_wait_for_a_tracker_that_is_far_behind(world: World):
     world.say(world.picture())
-    newest = world.picture(20)
+    newest = world.picture(30)
     assert world.shown == newest
-    world.say(newest - 15 * 33 * MS)
+    world.say(newest - 20 * 33 * MS)
     assert world.shown == newest
 
 
@@ -79,6 +79,19 @@ def test_an_older_word_does_not_turn_the_picture_back(world: World):
     world.say(second)
     world.say(first, "bus")
     assert world.shown == second
+
+
+def test_a_picture_is_shown_with_the_words_on_it_and_not_with_later_ones(world: World):
+    first, second, third = world.picture(), world.picture(), world.picture()
+    world.say(first)
+    world.say(first, "bus")
+    view = world.scene.view()
+    world.say(second, box=Box(0, 0, 9, 9))
+    world.say(third, state=State.LOST)
+    assert (view.targets["car"].word.stamp, view.targets["car"].box) == (first, BOX)
+    late = world.scene.view().targets
+    assert (late["car"].word.state, late["car"].box) == (State.LOST, Box(0, 0, 9, 9))
+    assert (late["bus"].word.stamp, late["bus"].box) == (first, BOX)  # Nothing newer is known of it.
 
 
 def test_a_lost_target_keeps_its_last_box(world: World):
@@ -117,7 +130,7 @@ def test_pictures_are_bounded_and_not_decoded_before_somebody_looks(world: World
     decoded = []
     for k in range(1000):
         world.scene.add_picture(k, lambda k=k: decoded.append(k) or np.zeros((8, 8, 3), np.uint8))
-    assert len(world.scene._pictures) <= 40
+    assert len(world.scene._pictures) <= 64
     assert decoded == []
 
 

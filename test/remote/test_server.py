@@ -246,7 +246,7 @@ def test_a_tracker_that_comes_late_does_not_turn_back_the_time():
             v.say()
             for _ in range(3):
                 late = v.picture()
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.3)
             newest = await talk.until(lambda m: m.get("stamp") == str(late))
             v.stamp -= 33_000_000
             v.say()  # Of the picture before, which would be shown if this one had not been.

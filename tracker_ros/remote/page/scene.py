@@ -21,9 +21,11 @@ from tracker_ros.remote.tracker import Sighting
 from tracker_ros.trackers.base import Frame
 
 #: Seconds of pictures that are kept, and most of them: the tracker's word on a picture comes after the picture.
-_KEPT, _MOST = 0.6, 40
+_KEPT, _MOST = 1.0, 64
 #: Seconds by which the picture that the tracker has spoken about may be behind the newest one to be shown instead.
-PATIENCE = 0.35
+PATIENCE = 0.6
+#: Words on a target that are kept, to find the one on the picture that is shown.
+_WORDS = 32
 #: Scores of a target that are kept.
 SCORES = 900
 #: Pictures that the tracker speaks about without naming a target, after which the target is gone.
@@ -73,6 +75,7 @@ class Target:
         last: the last word on it.
         box: where it was seen last, None before that.
         turn: which picture that the tracker spoke about was the last one with a word on it.
+        words: the last words on it, each with the box where it was seen last by then.
         scores: (stamp, score, state), newest last.
         count: scores so far, those that are no longer kept included.
         first, now: thumbnails at its start and not long ago, as ``data:`` URLs; empty before there is one.
@@ -81,6 +84,7 @@ class Target:
     last: Sighting
     box: Box | None
     turn: int
+    words: deque[tuple[Sighting, Box | None]] = field(default_factory=lambda: deque(maxlen=_WORDS))
     scores: deque[tuple[int, float, int]] = field(default_factory=lambda: deque(maxlen=SCORES))
     count: int = 0
     first: str = ""
@@ -89,11 +93,20 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """A target as known on one picture: the word on that picture, or else the last one before it."""
+
+    target: Target
+    word: Sighting
+    box: Box | None
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """What a browser is to show: a picture, and the targets as known on it."""
 
     picture: Picture
-    targets: dict[str, Target]
+    targets: dict[str, Seen]
 
 
 class Scene:
@@ -164,6 +177,7 @@ class Scene:
             target = self._targets[sighting.target_id] = Target(sighting, sighting.box, self._turn)
         target.last, target.turn = sighting, self._turn
         target.box = sighting.box or target.box
+        target.words.append((sighting, target.box))
         target.scores.append((sighting.stamp, sighting.score, int(sighting.state)))
         target.count += 1
 
@@ -198,7 +212,7 @@ class Scene:
             newest, answered = self._pictures[-1], self._answered
             late = answered is None or newest.arrival - answered.arrival > PATIENCE
             picture = newest if late or answered is None else answered
-            return View(picture, dict(self._targets))
+            return View(picture, {name: _on(target, picture.stamp) for name, target in self._targets.items()})
 
     @property
     def targets(self) -> dict[str, Target]:
@@ -230,6 +244,12 @@ class Scene:
             if picture is not None and box is not None:
                 target.refreshed = now
                 target.now = _thumbnail(picture, box) or target.now
+
+
+def _on(target: Target, stamp: int) -> Seen:
+    """The target as known on the picture with this stamp."""
+    known = next((word for word in reversed(target.words) if word[0].stamp <= stamp), target.words[-1])
+    return Seen(target, *known)
 
 
 def encode(picture: Picture, level: Level, heat: bool) -> tuple[bytes, int, int]:

@@ -28,7 +28,7 @@ from tracker_ros.geometry.boxes import POINT_SHARE, Box, InvalidBox, around_poin
 from tracker_ros.images import InvalidImage
 from tracker_ros.remote.page import commands
 from tracker_ros.remote.page.pacing import Pacer
-from tracker_ros.remote.page.scene import Scene, Target, View, encode
+from tracker_ros.remote.page.scene import Scene, Seen, Target, View, encode
 from tracker_ros.remote.tracker import Answer, RemoteTracker
 
 #: Path -> file and type. Nothing else is served.
@@ -304,13 +304,12 @@ class _Client:
 
     def _state(self, view: View | None) -> dict[str, Any]:
         scene = self._server._scene
-        targets = scene.targets if view is None else view.targets
         known, self._told = self._told, {}
         shown = []
-        for name, target in targets.items():
-            told = known.get(id(target), _Told(target))
-            self._told[id(target)] = told
-            shown.append({"id": name, **told.news(target, None if view is None else view.picture.stamp)})
+        if view is not None:
+            for name, seen in view.targets.items():
+                told = self._told[id(seen.target)] = known.get(id(seen.target), _Told(seen.target))
+                shown.append({"id": name, **told.news(seen, view.picture.stamp)})
         silence = scene.silence
         return {
             "targets": shown,
@@ -417,16 +416,18 @@ class _Told:
         self._count = 0
         self._thumbnails = ("", "")
 
-    def news(self, target: Target, stamp: int | None) -> dict[str, Any]:
-        last, count = target.last, target.count
+    def news(self, seen: Seen, stamp: int) -> dict[str, Any]:
+        """What is new of a target, as seen on the picture with this stamp."""
+        target, last = seen.target, seen.word
+        count = target.count
         scores = list(target.scores)[-min(count - self._count, len(target.scores)) :] if count > self._count else []
         news: dict[str, Any] = {
             "state": last.state.name,
             "reason": last.reason,
             "score": _number(last.score),
-            "box": None if target.box is None else [_number(v) for v in target.box],
+            "box": None if seen.box is None else [_number(v) for v in seen.box],
             # Milliseconds by which the box is older than the picture.
-            "age": 0 if stamp is None else round((stamp - last.stamp) / 1e6),
+            "age": round((stamp - last.stamp) / 1e6),
             "fresh": self._count == 0,
             "scores": [[round(when / 1e6), _number(score), state] for when, score, state in scores],
         }
