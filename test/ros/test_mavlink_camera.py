@@ -93,6 +93,10 @@ class GroundStation:
         """The first status from now on with these fields."""
         return self.next(STATUS, len(self.heard), **fields)
 
+    def said(self) -> list[str]:
+        """The texts to the operator."""
+        return [message["text"] for message in self.heard if message["mavpackettype"] == "STATUSTEXT"]
+
     def end(self) -> None:
         self.process.stdin.close()
         try:
@@ -170,7 +174,7 @@ def test_a_rectangle_is_tracked_lost_and_stopped(graph: Graph, station: GroundSt
         assert station.status()["tracking_status"] == IDLE
 
         corners = (40 / WIDTH, 90 / HEIGHT, 90 / WIDTH, 130 / HEIGHT)
-        assert station.result(RECTANGLE, *corners) == 0
+        assert Graph.until(lambda: station.result(RECTANGLE, *corners) == 0, 10), station.said()[-3:]
         status = station.status(tracking_status=ACTIVE)
         assert status["tracking_mode"] == 2
         assert status["target_data"] == 4
