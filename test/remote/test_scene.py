@@ -121,9 +121,13 @@ def test_scores_are_counted_and_bounded(world: World):
         world.say(world.picture())
     target = world.scene.targets["car"]
     assert (len(target.scores), target.count) == (SCORES, SCORES + 5)
-    world.scene.forget("car")
+    world.scene.renew("car")
+    world.scene.renew("nobody")
+    assert (target.count, world.scene.targets["car"].count, set(world.scene.targets)) == (SCORES + 5, 0, {"car"})
     world.say(world.picture())
     assert world.scene.targets["car"].count == 1
+    world.scene.forget("car")
+    assert world.scene.targets == {}
 
 
 def test_pictures_are_bounded_and_not_decoded_before_somebody_looks(world: World):

@@ -181,8 +181,17 @@ class Scene:
         target.scores.append((sighting.stamp, sighting.score, int(sighting.state)))
         target.count += 1
 
+    def renew(self, target_id: str) -> None:
+        """The target starts anew: what is known under its name is another one's past."""
+        with self._lock:
+            old = self._targets.get(target_id)
+            if old is not None:
+                target = self._targets[target_id] = Target(old.last, old.box, self._turn)
+                target.words.append((old.last, old.box))
+        self.changed()
+
     def forget(self, target_id: str) -> None:
-        """The target starts anew, or was stopped (all of them where the name is empty)."""
+        """The target was stopped (all of them where the name is empty)."""
         with self._lock:
             if target_id:
                 self._targets.pop(target_id, None)

@@ -362,7 +362,7 @@ class _Client:
                 box = self._box(command)
                 answer = await asyncio.wrap_future(tracker.start(stamp, box, target_id))
                 if answer.ok:
-                    scene.forget(target_id)  # What is known under this name is another target's past.
+                    scene.renew(target_id)
             case commands.Stop(target_id):
                 if target_id and target_id not in scene.targets:
                     names = ", ".join(scene.targets) or "none"
