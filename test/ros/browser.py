@@ -60,7 +60,17 @@ class Browser:
         return str(self.run(script, selector))
 
     def click(self, selector: str) -> None:
-        self.driver.find_element("css selector", selector).click()
+        """Click the first element; cards are drawn anew now and then, so it may be gone for a moment."""
+        assert self.wait(lambda: self._clicked(selector)), f"there is no '{selector}' to click"
+
+    def _clicked(self, selector: str) -> bool:
+        from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
+
+        try:
+            self.driver.find_element("css selector", selector).click()
+        except (NoSuchElementException, StaleElementReferenceException):
+            return False
+        return True
 
     def run(self, script: str, *arguments: Any) -> Any:
         return self.driver.execute_script(script, *arguments)

@@ -864,8 +864,8 @@ def test_no_image_stays_alive_longer_than_it_is_needed(graph, monkeypatch):
     frames = []
     decode = images.from_message
 
-    def watch(message):
-        frame = decode(message)
+    def watch(message, *scale):
+        frame = decode(message, *scale)
         frames.append(weakref.ref(frame))
         return frame
 
