@@ -451,8 +451,8 @@ def test_crops_that_cannot_be_aligned_are_refused(frames: list[NDArray[np.uint8]
         with pytest.raises(InvalidOption, match=r"'search_size' must be .*, got \d+"):
             registry.get("siamrpnpp").options.replace(**options)
     for name in NAMES:  # the smallest and a large one
-        for sizes in ({"template_size": 111, "search_size": 143}, {"template_size": 127, "search_size": 383}):
-            estimates = _run(_tracker(name, **sizes), BOXES, frames[:2])[0]
+        for size in (143, 383):
+            estimates = _run(_tracker(name, search_size=size), BOXES, frames[:2])[0]
             assert all(np.isfinite(e.box).all() for e in estimates)
             assert all(e.heatmap is not None and len(e.heatmap) % 2 == 1 for e in estimates)
 

@@ -330,7 +330,7 @@ def test_memory_stays_bounded_and_the_last_images_stay(tmp_path: Path) -> None:
     alone = FileLevels(small, str(tmp_path / "png"), names[0])
     assert alone[0] is alone[0]
     assert pickle.loads(pickle.dumps(store)).bytes == 0
-    with pytest.raises(FileNotFoundError, match=r"5\.png .*is not there"):
+    with pytest.raises(FileNotFoundError, match=r"5\.png.*is not there"):
         FileLevels(small, str(tmp_path / "png"), names[-1])[0]
 
 

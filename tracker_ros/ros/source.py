@@ -165,6 +165,10 @@ class ImageSource(Node):
             self._spin_for(_LINGER)
         except (KeyboardInterrupt, ExternalShutdownException):
             pass
+        except Exception:
+            # Told to end in the middle of a call to ROS, which fails then in ways of its own.
+            if rclpy.ok():
+                raise
         finally:
             self._report()
             self._clip.close()
