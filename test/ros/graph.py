@@ -16,7 +16,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParameters, SetParametersAtomically
 from rclpy.context import Context
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
@@ -29,7 +29,8 @@ from tracker_ros import registry
 from tracker_ros.errors import WeightsMissing
 from tracker_ros.geometry.boxes import Box
 from tracker_ros.ros import messages
-from tracker_ros.ros.node.tracking import TrackerNode, spin
+from tracker_ros.ros.node.tracking import TrackerNode
+from tracker_ros.ros.spinning import spin
 from tracker_ros.trackers.base import Estimate, Tracker, TrackerOptions, TrackState, option
 from tracker_ros_interfaces.msg import TrackStatus
 from tracker_ros_interfaces.srv import InitTarget
@@ -105,8 +106,8 @@ class PuppetTracker(Tracker):
     def start(self, frame, boxes):
         self.puppet.starting.set()
         self.puppet.hold_start.wait(TIMEOUT)
-        self.puppet.starts += 1
         self.puppet.seen.append(float(frame.mean()))
+        self.puppet.starts += 1  # Last: who waits for it looks at the rest next.
         return list(boxes)
 
     def step(self, frame, targets):
@@ -168,8 +169,7 @@ class Graph:
         executor.add_node(node)
 
         def run() -> None:
-            with contextlib.suppress(ExternalShutdownException):
-                spin(node, executor)
+            spin(node, executor)
 
         thread = threading.Thread(target=run, daemon=True)
         thread.start()

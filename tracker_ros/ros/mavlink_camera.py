@@ -20,8 +20,8 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from tracker_ros import images
 from tracker_ros.remote.tracker import Sighting
-from tracker_ros.ros.parameters import InvalidParameter, Spec, declare
-from tracker_ros.ros.spinning import spin_until_shutdown
+from tracker_ros.ros.parameters import IMAGE_TRANSPORT, InvalidParameter, Spec, declare
+from tracker_ros.ros.spinning import spin
 from tracker_ros.ros.tracker_client import TrackerClient
 
 SPECS = (
@@ -43,13 +43,7 @@ SPECS = (
         high=10.0,
         read_only=True,
     ),
-    Spec(
-        "image_transport",
-        "raw",
-        "raw: image_raw; compressed: image_raw/compressed",
-        choices=("raw", "compressed"),
-        read_only=True,
-    ),
+    IMAGE_TRANSPORT,
 )
 #: Seconds between two looks at the link, between tries to open it, and without images after which their size is asked
 #: for anew.
@@ -238,7 +232,7 @@ def main(args: list[str] | None = None) -> int:
         executor.add_node(node)
         thread = threading.Thread(target=_exchange, args=(node, link, ended), name="mavlink")
         thread.start()
-        spin_until_shutdown(node, executor)
+        spin(node, executor)
     except InvalidParameter as error:
         print(f"mavlink_camera: error: {error}", file=sys.stderr)
         return 2

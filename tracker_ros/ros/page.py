@@ -23,8 +23,8 @@ from sensor_msgs.msg import CompressedImage, Image
 from tracker_ros import images, registry
 from tracker_ros.remote.page.scene import Scene
 from tracker_ros.ros import messages
-from tracker_ros.ros.parameters import InvalidParameter, Spec, declare
-from tracker_ros.ros.spinning import spin_until_shutdown
+from tracker_ros.ros.parameters import IMAGE_TRANSPORT, InvalidParameter, Spec, declare
+from tracker_ros.ros.spinning import spin
 from tracker_ros.ros.tracker_client import TrackerClient
 
 SPECS = (
@@ -43,13 +43,7 @@ SPECS = (
         read_only=True,
     ),
     Spec("rate", 15.0, "most pictures a second for each browser", low=0.5, high=60.0, read_only=True),
-    Spec(
-        "image_transport",
-        "raw",
-        "raw: image_raw; compressed: image_raw/compressed",
-        choices=("raw", "compressed"),
-        read_only=True,
-    ),
+    IMAGE_TRANSPORT,
     Spec("tracker_node", "tracker", "name of the tracker's node, for its parameters", read_only=True),
     Spec(
         "drawing_seconds",
@@ -194,7 +188,7 @@ def main(args: list[str] | None = None) -> int:
 
 def _spin(node: PageNode, executor: SingleThreadedExecutor, ended: threading.Event) -> None:
     try:
-        spin_until_shutdown(node, executor)
+        spin(node, executor)
     finally:
         ended.set()
 

@@ -139,6 +139,16 @@ class Spec:
         return descriptor
 
 
+#: Of the programs that look at the camera's images beside the tracker.
+IMAGE_TRANSPORT = Spec(
+    "image_transport",
+    "raw",
+    "raw: image_raw; compressed: image_raw/compressed",
+    choices=("raw", "compressed"),
+    read_only=True,
+)
+
+
 def _spec(f: dataclasses.Field[Any], name: str) -> Spec:
     get = f.metadata.get
     limits = get("low"), get("high"), get("choices")

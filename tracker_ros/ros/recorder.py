@@ -29,7 +29,7 @@ from tracker_ros import images
 from tracker_ros.files import clear, note, opencv_path, refuse_overwriting
 from tracker_ros.geometry.boxes import Box, InvalidBox
 from tracker_ros.ros import messages, recording
-from tracker_ros.ros.parameters import InvalidParameter, Spec, declare
+from tracker_ros.ros.parameters import IMAGE_TRANSPORT, InvalidParameter, Spec, declare
 from tracker_ros.ros.programs import answered, warn_of_unread
 from tracker_ros.ros.recording import Artist, Entry, Result, Sent, Timeline, VideoFile
 from tracker_ros.trackers.base import TrackState
@@ -43,13 +43,7 @@ SPECS = (
     Spec("out", "out/recording", "folder to write demo.mp4, sheet.png and summary.json to", read_only=True),
     Spec("name", "demo", "name of the video file, without .mp4", read_only=True),
     Spec("fps", 0.0, "images a second of the video; 0: from their stamps", low=0.0, high=1000.0, read_only=True),
-    Spec(
-        "image_transport",
-        "raw",
-        "raw: image_raw; compressed: image_raw/compressed",
-        choices=("raw", "compressed"),
-        read_only=True,
-    ),
+    IMAGE_TRANSPORT,
     Spec("heatmap", True, "show the heatmap in the video", read_only=True),
     Spec("source_report", "", "file with what the source sent (its `report` parameter)", read_only=True),
     Spec("metadata", "", "JSON object to add to the summary", read_only=True),

@@ -1,14 +1,14 @@
-"""Spinning a node whose process does something else besides."""
+"""Spinning a node until it is told to end."""
 
 from __future__ import annotations
-
-import contextlib
 
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 
+from tracker_ros.text import printable
 
-def spin_until_shutdown(node: Node, executor: SingleThreadedExecutor) -> None:
+
+def spin(node: Node, executor: SingleThreadedExecutor) -> None:
     """Execute callbacks until the context is shut down; an exception in one of them is logged and ends nothing."""
     while node.context.ok():
         try:
@@ -16,5 +16,6 @@ def spin_until_shutdown(node: Node, executor: SingleThreadedExecutor) -> None:
         except ExternalShutdownException:
             return
         except Exception as error:
-            with contextlib.suppress(Exception):
-                node.get_logger().error(f"a message was skipped: {error} ({type(error).__name__})")
+            if not node.context.ok():
+                return  # Without its context, whatever it was at fails.
+            node.get_logger().error(printable(f"a request failed, the node goes on: {error} ({type(error).__name__})"))

@@ -82,11 +82,12 @@ def main(args: list[str] | None = None) -> int:
     """
     signals = Signals()
     import rclpy
-    from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+    from rclpy.executors import SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
 
-    from tracker_ros.ros.node.tracking import TrackerNode, spin
+    from tracker_ros.ros.node.tracking import TrackerNode
     from tracker_ros.ros.parameters import InvalidParameter
+    from tracker_ros.ros.spinning import spin
     from tracker_ros.text import printable
 
     try:
@@ -102,8 +103,6 @@ def main(args: list[str] | None = None) -> int:
         node = TrackerNode()
         executor.add_node(node)
         spin(node, executor)
-    except ExternalShutdownException:
-        pass
     except InvalidParameter as error:
         rclpy.logging.get_logger("tracker").fatal(printable(str(error)))
         return 2

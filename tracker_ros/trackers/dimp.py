@@ -341,7 +341,7 @@ class DiMP(SearchTracker[DiMPTarget]):
             super().thresholds(),
             max_distractor=_DISTRACTOR,
             min_sharpness=0.25,
-            regain_ratio=rules.TYPICAL,
+            regain_ratio=self.book.typical_share,
             regain_after=3,
         )
 

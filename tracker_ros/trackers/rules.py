@@ -152,6 +152,11 @@ class RuleBook:
             return True
         return (suspicious or target.lost) and found.seen and not self.alike(frame, target, found)
 
+    @property
+    def typical_share(self) -> float:
+        """Share of its typical score that a lost target must reach (confirm)."""
+        return TYPICAL if "confirm" in self else 0.0
+
     def regains(self, target: Target, score: float) -> bool:
         """Whether a lost target may be at the place that has `score` (confirm)."""
         return "confirm" not in self or score >= target.monitor.needed

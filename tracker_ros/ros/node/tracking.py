@@ -22,7 +22,6 @@ from rcl_interfaces.msg import SetParametersResult
 from rcl_interfaces.srv import SetParameters
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
@@ -547,20 +546,3 @@ class TrackerNode(LifecycleNode):
         full_name = self.get_fully_qualified_name().lstrip("/")
         message.status = [messages.diagnostic(f"{full_name}: tracking", device, level, printable(text), values)]
         self._diagnostics.publish(message)
-
-
-def spin(node: TrackerNode, executor: SingleThreadedExecutor) -> None:
-    """Execute callbacks until the context is shut down; an exception in one of them is logged and ends nothing.
-
-    Raises:
-        ExternalShutdownException: the context was shut down.
-    """
-    while node.context.ok():
-        try:
-            executor.spin_once()
-        except ExternalShutdownException:
-            raise
-        except Exception as error:
-            if not node.context.ok():
-                raise ExternalShutdownException from error
-            node.get_logger().error(printable(f"a request failed, the node goes on: {error} ({type(error).__name__})"))
