@@ -11,7 +11,15 @@ import pytest
 
 from tracker_ros import weights
 from tracker_ros.cli import main
-from tracker_ros.evaluation.rules import GONE, forms, returns
+from tracker_ros.evaluation.rules import GONE, Watched, WatchedBook, acts, forms, returns
+from tracker_ros.evaluation.runs import Protocol
+from tracker_ros.evaluation.sequences import load_sequence
+from tracker_ros.evaluation.specs import parse_specs
+from tracker_ros.geometry.boxes import Box
+from tracker_ros.trackers.appearance import ColourModel
+from tracker_ros.trackers.rules import RULES
+from tracker_ros.trackers.state import ConfidenceMonitor, ConfidenceThresholds, Cues
+from tracker_ros.trackers.target import Found, Target
 
 AWAY, ON, NOWHERE = [0.0], [0.8], [math.nan]
 
@@ -33,6 +41,54 @@ def test_forms_leave_out_what_is_kept_and_add_what_is_not() -> None:
         "as it is": "", "without jump": "-jump", "with median": "+median", "none": "none", "jump alone": "jump",
         "median alone": "median",
     }  # fmt: skip
+
+
+def watched(kept: tuple[str, ...], *, missing: int = 0, away: float = 0.0, score: float = 0.9) -> set[str]:
+    """The rules that act where a red target of typical score 0.9 is found `away` pixels off (60: on blue)."""
+    image = np.full((120, 160, 3), 90, np.uint8)
+    image[40:60, 40:60] = 20, 20, 250
+    image[40:60, 100:120] = 250, 20, 20
+    monitor = ConfidenceMonitor(ConfidenceThresholds(0.5, 0.3, regain_score=0.7, lost_after=3))
+    monitor.update(Cues(0.9))
+    here = Box(40, 40, 20, 20)
+    book = WatchedBook(frozenset(kept), tuple(RULES))
+    target = Target(
+        position=np.array(here.center), size=np.array([20.0, 20.0]), monitor=monitor, missing=missing,
+        colours=ColourModel(image, here),
+    )  # fmt: skip
+    box = Box(40 + away, 40, 20, 20)
+    at = np.array(box.center)
+    book.refuses(image, target, Found(box, at, np.array(box[2:]), at, True, score, 0.1, 0.9))
+    return book.acted
+
+
+def test_a_rule_acts_where_its_switch_decides() -> None:
+    assert watched(("jump", "vanished", "colour")) == set(), "where it was, nothing is suspicious"
+    assert watched(("jump", "colour"), away=60) == {"jump", "colour"}, "either alone would let it pass"
+    assert watched(("jump", "colour"), away=60, score=0.6) == {"jump"}, "its score refuses it already"
+    assert watched(("jump", "vanished"), away=60, score=0.6, missing=3) == set(), "each has the other's reason too"
+    assert watched((), away=60, score=0.6, missing=3) == {"jump", "vanished"}, "rules that are off would"
+
+
+@pytest.mark.skipif(not weights.shipped("siamban18").is_file(), reason="models/siamban18.safetensors is not there")
+def test_a_track_is_the_same_without_a_rule_that_does_not_act(make_sequence) -> None:
+    sequence = load_sequence(make_sequence("s", [f"{10 + i},10,16,16" for i in range(25)]))
+    (spec,) = parse_specs(["siamban"], device="cpu")
+    kept = tuple(spec.create().book.kept)
+    track = Watched(watched=kept).run(spec.create(), sequence)
+    assert any(acts(track, name) for name in kept), "what is grey all over is soon lost"
+    for name in kept:
+        (without,) = parse_specs([f"siamban:rules=-{name}"], device="cpu")
+        other = Protocol().run(without.create(), sequence)
+        if not acts(track, name):
+            np.testing.assert_array_equal(other.boxes, track.boxes)
+            np.testing.assert_array_equal(other.states, track.states)
+
+
+def test_a_track_that_was_not_watched_does_not_tell(make_sequence) -> None:
+    sequence = load_sequence(make_sequence("s", [f"{10 + i},10,16,16" for i in range(3)]))
+    track = Protocol().run(parse_specs(["kcf"])[0].create(), sequence)
+    assert acts(track, "scan")
 
 
 @pytest.mark.skipif(not weights.shipped("siamban18").is_file(), reason="models/siamban18.safetensors is not there")
