@@ -88,18 +88,20 @@ def test_state_decisions() -> None:
     # Frames 1 to 4: a hit called LOST, an absence called LOST, a miss and an absence both called TRACKING.
     counts = metrics.state_decisions(boxes, states, truth)
     assert counts == StateDecisions(
-        absent=2, lost=2, lost_absent=1, hits=1, lost_hits=1, misses=3, lost_misses=1, tracking_misses=2
-    )
+        absent=2, lost=2, lost_absent=1, hits=1, lost_hits=1, misses=3, lost_misses=1, tracking_misses=2,
+        frames=4, tracking_off=1,
+    )  # fmt: skip
     assert counts.precision == 0.5
     assert counts.recall == 0.5
     assert counts.false_alarms == 1
     assert counts.silent_misses == pytest.approx(2 / 3)
     assert (counts.miss_precision, counts.miss_recall) == (0.5, pytest.approx(1 / 3))
-    assert counts + counts == StateDecisions(4, 4, 2, 2, 2, 6, 2, 4)
+    assert (counts.off, counts.afraid) == (0.25, 0.25)
+    assert counts + counts == StateDecisions(4, 4, 2, 2, 2, 6, 2, 4, 8, 2)
 
 
 def test_state_decisions_of_a_perfect_track() -> None:
     perfect = metrics.state_decisions(BOXES, np.ones(5, np.int64), BOXES)
-    assert perfect == StateDecisions(hits=4)
+    assert perfect == StateDecisions(hits=4, frames=4)
     assert perfect.false_alarms == 0
     assert all(math.isnan(v) for v in (perfect.precision, perfect.recall, perfect.silent_misses))

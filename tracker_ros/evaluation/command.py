@@ -19,6 +19,8 @@ from tracker_ros.evaluation.runs import PROTOCOLS, Protocol, run_all
 from tracker_ros.evaluation.sequences import STARTS, Sequence, check_start, find_sequences, with_starts
 from tracker_ros.evaluation.specs import TrackerSpec, parse_specs
 from tracker_ros.evaluation.stills import HELD_OUT_EVERY, load_stills
+from tracker_ros.evaluation.vanish import summarize as summarize_vanish
+from tracker_ros.evaluation.vanish import vanish
 from tracker_ros.files import refuse_overwriting
 from tracker_ros.geometry.boxes import Box
 
@@ -41,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibrate", action="store_true",
         help="suggest thresholds for the trackers' states instead of measuring them: calibration.json and .txt",
+    )  # fmt: skip
+    parser.add_argument(
+        "--vanish", action="store_true",
+        help="also run clips of the sequences in which the target is gone from one frame on (another scene, or painted "
+        "out), and count how often trackers go on saying TRACKING (ope only)",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("out/evaluation"), metavar="DIR", help="where results go")
     parser.add_argument("--resume", action="store_true", help="take results of the same options that --out has already")
@@ -97,6 +104,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--jobs must be at least 1, and exactly 1 with --realtime, as processes slow each other")
     if args.starts > 1 and protocol.name != "ope":
         raise ValueError("--starts goes with the protocol 'ope' only: with vot, failures bring new starts")
+    if args.vanish and (protocol.name != "ope" or protocol.realtime is not None or args.calibrate):
+        raise ValueError("--vanish goes without --protocol vot, --realtime and --calibrate")
     specs = parse_specs(args.tracker, args.settings, args.device)
     problems: list[str] = []
 
@@ -113,14 +122,15 @@ def run(args: argparse.Namespace) -> int:
         sequences = _with_truth(sequences, "--protocol vot", on_problem)
     # One that can't be built should say so now, not after the others have run.
     built = {spec.label: {"device": spec.create().device, "files": spec.files} for spec in specs}
-    with progress(len(specs) * sum(len(s) for s in sequences)) as bar:
+    gone = vanish([s for s in sequences if s.known and s.start is None], args.seed) if args.vanish else []
+    with progress(len(specs) * sum(len(s) for s in [*sequences, *gone])) as bar:
 
         def on_frames(label: str, frames: int) -> None:
             bar.set_description(label, refresh=False)
             bar.update(frames)
 
         tracks = run_all(
-            specs, sequences, protocol=protocol, out=args.out / "results", resume=args.resume, jobs=args.jobs,
+            specs, [*sequences, *gone], protocol=protocol, out=args.out / "results", resume=args.resume, jobs=args.jobs,
             on_frames=on_frames, on_problem=on_problem,
         )  # fmt: skip
     if not any(tracks.values()):
@@ -135,6 +145,9 @@ def run(args: argparse.Namespace) -> int:
     if not measured:
         return 2 if known else 0
     report = reports.summarize(tracks, measured, protocol)
+    for label, own in tracks.items() if gone else ():
+        ran = [clip for clip in gone if clip.name in own]
+        report["trackers"][label]["vanish"] = summarize_vanish(own, ran)
     report["problems"] = problems
     report["origin"] = provenance.describe(args.command_line, built)
     reports.write(args.out, report, tracks, measured, strips=not args.no_strips)

@@ -24,11 +24,16 @@ MEASURES = {
     "ao": ("pooled", "ao"),
     "op50": ("mean", "op50"),
     "silent_misses": ("states", "silent_misses"),
-    "false_alarms": ("states", "false_alarms"),
+    "off": ("states", "off"),
+    "afraid": ("states", "afraid"),
+    "ece": ("reliability", "ece"),
+    "elsewhere": ("vanish", "elsewhere", "tracking"),
+    "erased": ("vanish", "erased", "tracking"),
+    "never_lost": ("vanish", "erased", "never_lost"),
 }
 _HEADS = (
-    "preset", "network", "AUC", "precision", "AO", "OP50", "misses called TRACKING", "LOST on hits", "ms a frame",
-    "file, MB",
+    "preset", "network", "AUC", "precision", "AO", "OP50", "misses called TRACKING", "TRACKING off", "LOST on hits",
+    "ECE", "TRACKING after the cut", "erased", "never LOST", "ms a frame", "file, MB",
 )  # fmt: skip
 
 
@@ -95,7 +100,7 @@ def gather(reports: Sequence[Mapping[str, Any]], benchmarks: Sequence[Mapping[st
     for report in reports:
         for label, own in report["trackers"].items():
             _check(label, trackers)
-            values = {key: _round(own[part][name]) for key, (part, name) in MEASURES.items()}
+            values = {key: _round(_find(own, path)) for key, path in MEASURES.items()}
             trackers[label] = {**values, "ms": None, "files": report["origin"]["trackers"][label]["files"]}
     timed: list[dict[str, Any]] = []
     times: dict[str, float] = {}
@@ -164,6 +169,14 @@ def _device(device: str, gpus: Sequence[str]) -> str:
     return gpus[int(index or 0)] if kind == "cuda" else "CPU"
 
 
+def _find(numbers: Mapping[str, Any], path: Sequence[str]) -> float | None:
+    """The number at the end of `path`; None where the report does not have it."""
+    found: Any = numbers
+    for key in path:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
+
+
 def _round(value: float | None) -> float | None:
     return None if value is None else round(value, 3)
 
@@ -196,8 +209,14 @@ def _row(name: str, own: Mapping[str, Any] | None) -> list[str] | None:
         return None
     if own is None or own["files"] != TrackerSpec(name, name, {}).files:
         return [f"`{name}`", network, *[""] * (len(MEASURES) + 1), size]
-    values = ["" if own[key] is None else f"{own[key]:.3f}" for key in MEASURES]
+    values = [_cell(own.get(key)) for key in MEASURES]
     return [f"`{name}`", network, *values, "" if own["ms"] is None else f"{own['ms']:.1f}", size]
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.3f}"
 
 
 def _shipped(name: str) -> Path | None:
@@ -219,9 +238,11 @@ def _notes(figures: Mapping[str, Any]) -> list[str]:
         f"One pass over {len(whole)} real sequences{starts} ({measured['frames']} frames with the target), none of "
         f"which anything was trained on; seed {measured['seed']}, {measured['processor']}. AUC, precision (20 px) and "
         "OP50 are means over sequences and count the first frame, AO is over frames and does not. A miss is a frame "
-        "without overlap or without the target, a hit an IoU above 0.5 ([evaluation](../docs/evaluation.md)). It is no "
-        "published benchmark: compare within the table. Close calls hang on rounding: another number of threads moves "
-        "AUC by 0.01 to 0.02, and misses called TRACKING by more.",
+        "without overlap or without the target, a hit an IoU above 0.5. TRACKING off (IoU below 0.1), LOST on hits: "
+        "parts of all frames. After the cut: parts of the frames called TRACKING where another scene follows, and "
+        "where the target is painted out; never LOST: clips of the latter ([evaluation](../docs/evaluation.md)). It is "
+        "no published benchmark: compare within the table. Close calls hang on rounding: another number of threads "
+        "moves AUC by 0.01 to 0.02, and misses called TRACKING by more.",
         "",
     ]
     if timed is not None:
@@ -233,7 +254,7 @@ def _notes(figures: Mapping[str, Any]) -> list[str]:
         "[backbone18](backbone18.md), whose file comes on top.",
         "",
         "```bash",
-        "OMP_NUM_THREADS=1 tracker_ros evaluate --sequences DIR --out out/report --tracker \\",
+        "OMP_NUM_THREADS=1 tracker_ros evaluate --sequences DIR --vanish --out out/report --tracker \\",
         f"    {' '.join(figures['trackers'])}",
         "tracker_ros benchmark --tracker dimp18 --out out/dimp18.json   # and so on, each tracker alone",
         "tracker_ros figures --report out/report/report.json --benchmark out/*.json",

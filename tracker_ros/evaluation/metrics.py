@@ -156,6 +156,8 @@ class StateDecisions:
         misses: frames in which its box did not touch the target, or there was none.
         lost_misses: of those, the ones in which it said LOST.
         tracking_misses: of those, the ones in which it said TRACKING.
+        frames: all of them.
+        tracking_off: frames with the target in which it said TRACKING at an IoU below 0.1.
     """
 
     absent: int = 0
@@ -166,6 +168,8 @@ class StateDecisions:
     misses: int = 0
     lost_misses: int = 0
     tracking_misses: int = 0
+    frames: int = 0
+    tracking_off: int = 0
 
     @property
     def precision(self) -> float:
@@ -197,6 +201,16 @@ class StateDecisions:
         """Part of the misses in which the tracker said TRACKING; NaN if there are none."""
         return _ratio(self.tracking_misses, self.misses)
 
+    @property
+    def off(self) -> float:
+        """Part of the frames in which it said TRACKING of a box elsewhere than the target in view (IoU < 0.1)."""
+        return _ratio(self.tracking_off, self.frames)
+
+    @property
+    def afraid(self) -> float:
+        """Part of the frames in which it said LOST of a hit."""
+        return _ratio(self.lost_hits, self.frames)
+
     def __add__(self, other: StateDecisions) -> StateDecisions:
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
         return StateDecisions(*(a + b for a, b in pairs))
@@ -214,7 +228,9 @@ def state_decisions(boxes: Array, states: NDArray[np.int64], truth: Array) -> St
     overlap = np.where(absent, 0.0, pairwise_iou(boxes[1:], np.where(absent[:, None], 0.0, truth[1:])))
     lost, tracking = states[1:] == TrackState.LOST, states[1:] == TrackState.TRACKING
     hit, miss = overlap > 0.5, overlap <= 0
-    flags = (absent, lost, absent & lost, hit, hit & lost, miss, miss & lost, miss & tracking)
+    every = np.ones_like(absent)
+    off = tracking & ~absent & (overlap < 0.1)
+    flags = (absent, lost, absent & lost, hit, hit & lost, miss, miss & lost, miss & tracking, every, off)
     return StateDecisions(*(int(flag.sum()) for flag in flags))
 
 

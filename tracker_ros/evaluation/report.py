@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tracker_ros.evaluation import metrics, provenance, vot
 from tracker_ros.evaluation import sequences as seq
+from tracker_ros.evaluation import vanish as vanishing
 from tracker_ros.evaluation.plots import draw_bars, draw_curves, draw_strip
 from tracker_ros.evaluation.runs import ONE_PASS, Protocol, Track
 from tracker_ros.images import write_file
@@ -23,7 +24,7 @@ MEASURES = ("auc", "auc_later", "precision", "normalized_precision", "op50", "op
 #: Measures over the frames of all sequences, as the GOT-10k toolkit pools them.
 POOLED = ("ao", "sr50", "sr75")
 #: How true the states are; see `metrics.StateDecisions`.
-STATES = ("precision", "recall", "miss_precision", "miss_recall", "false_alarms", "silent_misses")
+STATES = ("precision", "recall", "miss_precision", "miss_recall", "false_alarms", "silent_misses", "off", "afraid")
 CURVES = ("success", "precisions", "normalized_precisions")
 
 #: Columns of the tables: head, where the report has the number, digits.
@@ -34,7 +35,8 @@ _COLUMNS = {
         ("AO", "pooled.ao", 3), ("SR50", "pooled.sr50", 3), ("SR75", "pooled.sr75", 3),
         ("LostP", "states.precision", 3), ("LostR", "states.recall", 3), ("MissP", "states.miss_precision", 3),
         ("MissR", "states.miss_recall", 3), ("LostHit", "states.false_alarms", 3),
-        ("SilMiss", "states.silent_misses", 3), ("ECE", "reliability.ece", 3), ("ms p50", "milliseconds.p50", 1),
+        ("SilMiss", "states.silent_misses", 3), ("Off", "states.off", 3), ("Afraid", "states.afraid", 3),
+        ("ECE", "reliability.ece", 3), ("ms p50", "milliseconds.p50", 1),
         ("ms p99", "milliseconds.p99", 1), ("skip", "skipped", 3),
     ),
     "vot": (
@@ -48,7 +50,8 @@ _LEGENDS = {
         "AUC*: AUC without the first frame, whose box is given.\n"
         "LostP, LostR: precision and recall of LOST on frames without the target. MissP, MissR: the same on all misses "
         "(no overlap, or no\ntarget). LostHit: hits (IoU > 0.5) called LOST. SilMiss: misses called TRACKING. "
-        "ECE: expected calibration error, how far the\nscore is from the chance of a hit. "
+        "Off, Afraid: parts of all frames: called\nTRACKING at an IoU below 0.1 with the target in view, and LOST at "
+        "one above 0.5. ECE: expected calibration error, how far the\nscore is from the chance of a hit. "
         "skip: frames that the tracker did not look at."
     ),
     "vot": (
@@ -204,6 +207,8 @@ def table(report: Mapping[str, Any], *, per_sequence: bool = True) -> str:
             row = (cell.rjust(column) for cell, column in zip(cells, widths, strict=True))
             lines.append(name.ljust(name_width) + "".join(row))
     lines += ["", _LEGENDS[report["protocol"]]]
+    if any("vanish" in own for _, own in ranked):
+        lines += ["", *_vanish_rows(ranked, width)]
     if report.get("problems"):
         lines += ["", f"{len(report['problems'])} problems, with frames and sequences left out:", *report["problems"]]
     if report["realtime"]:
@@ -211,6 +216,28 @@ def table(report: Mapping[str, Any], *, per_sequence: bool = True) -> str:
     if "origin" in report:
         lines += ["", provenance.text(report["origin"]) + f"\nseed: {report['seed']}"]
     return "\n".join(lines)
+
+
+def _vanish_rows(ranked: Sequence[tuple[str, Mapping[str, Any]]], width: int) -> list[str]:
+    """The table of what was said after the target had vanished."""
+    heads = [f"{word}: {what}" for word in vanishing.WAYS.values() for what in ("TRACKING", "late", "never LOST")]
+    lines = ["tracker".ljust(width) + "".join(head.rjust(len(head) + 2) for head in heads)]
+    for label, own in ranked:
+        cells = []
+        for way in vanishing.WAYS:
+            said = own["vanish"][way]
+            cells += [
+                _cell(said["tracking"], 3),
+                _cell(said["tracking_late"], 3),
+                f"{said['never_lost']}/{said['clips']}",
+            ]
+        row = (cell.rjust(len(head) + 2) for cell, head in zip(cells, heads, strict=True))
+        lines.append(label.ljust(width) + "".join(row))
+    return [
+        *lines, "",
+        "The target vanishes: another scene, or painted out. TRACKING: part of the frames after that; late: the same "
+        f"without the first\n{vanishing.GRACE} of each clip. never LOST: clips in which LOST was not said once.",
+    ]  # fmt: skip
 
 
 def _ranked(report: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
