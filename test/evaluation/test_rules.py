@@ -16,7 +16,6 @@ from tracker_ros.evaluation.runs import Protocol
 from tracker_ros.evaluation.sequences import load_sequence
 from tracker_ros.evaluation.specs import parse_specs
 from tracker_ros.geometry.boxes import Box
-from tracker_ros.trackers.appearance import ColourModel
 from tracker_ros.trackers.rules import RULES
 from tracker_ros.trackers.state import ConfidenceMonitor, ConfidenceThresholds, Cues
 from tracker_ros.trackers.target import Found, Target
@@ -36,38 +35,31 @@ def test_a_track_is_gone_after_ten_frames_and_back_when_it_overlaps() -> None:
 
 
 def test_forms_leave_out_what_is_kept_and_add_what_is_not() -> None:
-    table = forms(["scan", "jump"], ["jump", "median"])
+    table = forms(["scan", "smooth"], ["smooth", "median"])
     assert table == {
-        "as it is": "", "without jump": "-jump", "with median": "+median", "none": "none", "jump alone": "jump",
+        "as it is": "", "without smooth": "-smooth", "with median": "+median", "none": "none", "smooth alone": "smooth",
         "median alone": "median",
     }  # fmt: skip
 
 
-def watched(kept: tuple[str, ...], *, missing: int = 0, away: float = 0.0, score: float = 0.9) -> set[str]:
-    """The rules that act where a red target of typical score 0.9 is found `away` pixels off (60: on blue)."""
-    image = np.full((120, 160, 3), 90, np.uint8)
-    image[40:60, 40:60] = 20, 20, 250
-    image[40:60, 100:120] = 250, 20, 20
+def watched(kept: tuple[str, ...], *, missing: int, score: float) -> set[str]:
+    """The rules that act where a target of typical score 0.9, `missing` for some frames, is found with `score`."""
     monitor = ConfidenceMonitor(ConfidenceThresholds(0.5, 0.3, regain_score=0.7, lost_after=3))
     monitor.update(Cues(0.9))
-    here = Box(40, 40, 20, 20)
+    box = Box(40, 40, 20, 20)
     book = WatchedBook(frozenset(kept), tuple(RULES))
-    target = Target(
-        position=np.array(here.center), size=np.array([20.0, 20.0]), monitor=monitor, missing=missing,
-        colours=ColourModel(image, here),
-    )  # fmt: skip
-    box = Box(40 + away, 40, 20, 20)
-    at = np.array(box.center)
-    book.refuses(image, target, Found(box, at, np.array(box[2:]), at, True, score, 0.1, 0.9))
+    at, size = np.array(box.center), np.array(box[2:])
+    target = Target(position=at, size=size, monitor=monitor, missing=missing)
+    book.refuses(target, Found(box, at, size, at, True, score, 0.1, 0.9))
+    book.counted(score, 0.1, 0.3)
     return book.acted
 
 
 def test_a_rule_acts_where_its_switch_decides() -> None:
-    assert watched(("jump", "vanished", "colour")) == set(), "where it was, nothing is suspicious"
-    assert watched(("jump", "colour"), away=60) == {"jump", "colour"}, "either alone would let it pass"
-    assert watched(("jump", "colour"), away=60, score=0.6) == {"jump"}, "its score refuses it already"
-    assert watched(("jump", "vanished"), away=60, score=0.6, missing=3) == set(), "each has the other's reason too"
-    assert watched((), away=60, score=0.6, missing=3) == {"jump", "vanished"}, "rules that are off would"
+    assert watched(("vanished",), missing=0, score=0.3) == set(), "nothing is suspicious"
+    assert watched(("vanished",), missing=3, score=0.9) == {"border"}, "as high as ever"
+    assert watched(("vanished", "border"), missing=3, score=0.6) == {"vanished", "border"}
+    assert watched((), missing=3, score=0.6) == {"vanished", "border"}, "rules that are off would"
 
 
 @pytest.mark.skipif(not weights.shipped("siamban18").is_file(), reason="models/siamban18.safetensors is not there")

@@ -249,7 +249,7 @@ def test_a_look_alike_does_not_replace_a_target_that_vanishes(network: DiMPNet, 
     estimates = [tracker.track(dull) for _ in range(12)]
     assert estimates[-1].state is TrackState.LOST
     assert all(iou(e.box, Box(170, 90, 36, 36)) < 0.2 for e in estimates)
-    eager = _tracker(network, regain_score=0.1, rules="-jump-vanished-colour")
+    eager = _tracker(network, regain_score=0.1, rules="-jump-vanished")
     eager.initialize(frame, box)
     for _ in range(5):
         eager.track(frame)

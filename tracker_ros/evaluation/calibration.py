@@ -39,7 +39,7 @@ BAD_HITS = 0.02
 #: Settings, where a tracker has them, with which it decides nothing and moves on every score.
 _OPEN: dict[str, Any] = {
     "good_score": 0.0, "bad_score": 0.0, "regain_score": 1.0, "heatmap": False,
-    "rules": "-scan-free-confirm-jump-vanished-colour-median-border",
+    "rules": "-scan-free-confirm-jump-vanished-median-border",
 }  # fmt: skip
 #: Settings with which everything counts as LOST and nothing as found again.
 _SHUT: dict[str, Any] = {

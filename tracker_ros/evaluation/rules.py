@@ -70,13 +70,9 @@ class WatchedBook(RuleBook):
         """See `RuleBook.free`."""
         return self._decide(lambda book, own: RuleBook.free(book, own, windows), target)
 
-    def best(self, frame: Frame, target: Target, found: Sequence[Found]) -> int:
-        """See `RuleBook.best`."""
-        return self._decide(lambda book, own: RuleBook.best(book, frame, own, found), target)
-
-    def refuses(self, frame: Frame, target: Target, found: Found) -> bool:
+    def refuses(self, target: Target, found: Found) -> bool:
         """See `RuleBook.refuses`."""
-        return self._decide(lambda book, own: RuleBook.refuses(book, frame, own, found), target)
+        return self._decide(lambda book, own: RuleBook.refuses(book, own, found), target)
 
     def counted(self, score: float, visible: float, bad_score: float) -> float:
         """See `RuleBook.counted`."""

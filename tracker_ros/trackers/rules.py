@@ -1,7 +1,7 @@
 """The rule book: what this package adds to the papers' methods, and nothing else.
 
 Every rule has a name, a reason and a switch. A tracker's design says which ones it keeps (``rules``), an evaluation
-changes that: ``dimp18:rules=-jump`` leaves one out, ``rules=jump+smooth`` keeps no others, ``rules=none`` is the
+changes that: ``dimp18:rules=-median`` leaves one out, ``rules=median+smooth`` keeps no others, ``rules=none`` is the
 paper's tracker alone, which is what ``compat=published`` means too. What each is worth is measured by
 ``tracker_ros rules`` (docs/rules.md).
 """
@@ -9,7 +9,7 @@ paper's tracker alone, which is what ``compat=published`` means too. What each i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +30,6 @@ RULES = {
     "confirm": "a lost target must look right for some frames; a place that fails is left for where it was lost",
     "jump": "a peak further away than a target moves in a frame must be as high as a lost target's",
     "vanished": "after two frames without it, a target must look as it used to in order to be seen",
-    "colour": "what is suddenly elsewhere or comes back must have the target's colours",
     "smooth": "a target's size changes slowly, and a box's error in one frame does not",
     "median": "a target that is being covered shrinks to what shows of it; a lost one has the size it had before",
     "border": "of a target that leaves the view, what is left at the border proves little",
@@ -47,10 +46,9 @@ PATIENCE = 15
 JUMP = 1.5
 #: Frames in a row without the target after which it must look as it used to (vanished).
 VANISHED = 2
-#: Share of the typical score that a suspicious peak, and a lost target's, must reach (jump, vanished).
+#: Share of the typical score that a suspicious peak, and a lost target's, must reach (jump, vanished, confirm).
 TYPICAL = 0.8
-#: Similarity in colour that it must have, 0 to 1 (colour), and the rate at which recent colours follow.
-COLOUR = 0.5
+#: The rate at which recent colours follow (coloured).
 COLOUR_RATE = 0.02
 #: How much of a change in size a frame makes (smooth).
 SIZE_RATE = 0.35
@@ -96,8 +94,8 @@ class RuleBook:
     # --- where to look -------------------------------------------------------------------------------------------
 
     def start(self, frame: Frame, box: Box) -> ColourModel | None:
-        """The colours of a target in its first frame, if a rule asks for them (colour, coloured)."""
-        return ColourModel(frame, box) if "colour" in self or "coloured" in self else None
+        """The colours of a target in its first frame, if a rule asks for them (coloured)."""
+        return ColourModel(frame, box) if "coloured" in self else None
 
     def places(self, frame: Frame, target: Target, side: float, windows: int) -> list[NDArray[np.float64]]:
         """Centres (x, y) of further windows of `side` pixels in which a lost target is looked for (scan).
@@ -131,26 +129,12 @@ class RuleBook:
 
     # --- what to believe -----------------------------------------------------------------------------------------
 
-    def alike(self, frame: Frame, target: Target, found: Found) -> bool:
-        """Whether what was found has the target's colours (colour)."""
-        if "colour" not in self or target.colours is None:
-            return True
-        return target.colours.similarity(frame, found.box) >= COLOUR
-
-    def best(self, frame: Frame, target: Target, found: Sequence[Found]) -> int:
-        """Which of a target's views shows it: anything may score high on what a network has never seen."""
-        if len(found) == 1:
-            return 0
-        return max(range(len(found)), key=lambda i: (self.alike(frame, target, found[i]), found[i].score))
-
-    def refuses(self, frame: Frame, target: Target, found: Found) -> bool:
+    def refuses(self, target: Target, found: Found) -> bool:
         """Whether what was found is a look-alike: where a target is covered or leaves, the next best peak is one's."""
         suspicious = not target.lost and (
             ("jump" in self and moved(target, found) > JUMP) or ("vanished" in self and target.missing >= VANISHED)
         )
-        if suspicious and float(np.clip(found.score, 0, 1)) < TYPICAL * target.monitor.typical:
-            return True
-        return (suspicious or target.lost) and found.seen and not self.alike(frame, target, found)
+        return suspicious and float(np.clip(found.score, 0, 1)) < TYPICAL * target.monitor.typical
 
     @property
     def typical_share(self) -> float:
@@ -172,7 +156,7 @@ class RuleBook:
         return old + (SIZE_RATE if "smooth" in self else 1.0) * (new - old)
 
     def trust(self, frame: Frame, target: Target, box: Box) -> None:
-        """Take note of a frame that surely shows the target in `box` (median, colour)."""
+        """Take note of a frame that surely shows the target in `box` (median, coloured)."""
         target.sizes.append(target.size)
         if target.colours is not None:
             target.colours.learn(frame, box, COLOUR_RATE)

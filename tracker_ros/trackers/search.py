@@ -295,7 +295,7 @@ class SearchTracker(Tracker[TargetT]):
             for i, target in enumerate(targets):
                 rows = [row for row, owner in enumerate(owners) if owner == i]
                 found = [self.read(target, views[row], seen[row], frame) for row in rows]
-                best = self.book.best(frame, target, found)
+                best = max(range(len(found)), key=lambda n: found[n].score)
                 row, view = rows[best], views[rows[best]]
                 estimate = self._settle(frame, target, view, found[best], seen[row], look.cells)
                 settled.append(Settled(target, row, view, seen[row], found[best], estimate))
@@ -318,7 +318,7 @@ class SearchTracker(Tracker[TargetT]):
             "moved": rules.moved(target, found),
         }
         score = float(np.clip(found.score, 0, 1))
-        if self.book.refuses(frame, target, found):
+        if self.book.refuses(target, found):
             found.seen, score = False, min(score, self.options.bad_score / 2)
         target.missing = 0 if found.seen else target.missing + 1
         if found.seen and (not was_lost or self.book.regains(target, score)):
