@@ -250,6 +250,14 @@ class Bench:
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+def _words(line: str) -> str:
+    """What a line says, without the logger's marks and the folders of this machine."""
+    said = re.sub(r"^\[\w+\] \[[\d.]+\] \[\w+\]: ", "", line)
+    for folder in (str(ROOT), tempfile.gettempdir()):
+        said = re.sub(rf"{re.escape(folder)}/(?:tmp\w+/)?", "", said)
+    return said[:160]
+
+
 # ------------------------------------------------------------------------------------------------------- bad inputs
 
 
@@ -312,7 +320,7 @@ def matrix(bench: Bench) -> list[dict[str, Any]]:
         with bench.camera(15):
             before = len(bench.status)
             kept = bench.until(lambda: any(s.state == 1 for s in bench.status[before:]), 15, must=False)
-        words = re.sub(r"^\[\w+\] \[[\d.]+\] \[\w+\]: ", "", found)[:160]
+        words = _words(found)
         row = {"kind": kind, "input": name, "survived": bench.alive, "named": bool(found), "words": words}
         rows.append(row | {"kept": bool(kept)})
 
@@ -369,7 +377,7 @@ def _compressed(bench: Bench) -> list[dict[str, Any]]:
                 kept = any(s.state == 1 for s in bench.status[before:])
                 if kept:
                     break
-            words = re.sub(r"^\[\w+\] \[[\d.]+\] \[\w+\]: ", "", found)[:160]
+            words = _words(found)
             row = {"kind": "compressed", "input": name, "survived": bench.alive, "named": bool(found), "words": words}
             rows.append(row | {"kept": kept})
     return rows
