@@ -20,7 +20,10 @@ OUT ?=
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint demo train-smoke clean
+.PHONY: help setup test test-slow lint demo train-smoke fuzz reliability lock clean
+# Minutes of `make fuzz`; options of `make reliability`.
+MINUTES ?= 10
+RELIABILITY ?=
 
 # Nothing started from here is heard by, or listens to, other machines (the second name is Humble's).
 export ROS_AUTOMATIC_DISCOVERY_RANGE = LOCALHOST
@@ -51,6 +54,19 @@ demo: setup  ## track a target in a real ROS 2 graph (VIDEO= BOX=x,y,w,h TRACKER
 
 train-smoke: setup  ## train for two minutes on rendered data, which needs no files
 	@$(IN_VENV) python -m tracker_ros train smoke --out out/train-smoke
+
+fuzz: setup  ## look for files of weights that harm their reader, for MINUTES= (10)
+	@$(IN_VENV) TRACKER_ROS_FUZZ_MINUTES="$(MINUTES)" python -m pytest -m slow test/test_fuzz_weights.py -q
+
+reliability: setup  ## try the node on every fault there is, and write docs/reliability.md: 45 minutes (RELIABILITY=--quick: 3)
+	@$(IN_VENV) python tools/reliability.py $(RELIABILITY)
+
+lock:  ## pin what is installed, with hashes, in requirements.lock (needs uv)
+	@grep -v '^torch' requirements.txt | uv pip compile --universal --python-version 3.10 --generate-hashes \
+	  --no-annotate --no-header --allow-unsafe --output-file requirements.new - requirements/dev.txt \
+	  requirements/build.txt requirements/ros.txt
+	@{ sed -n '/^#/!q;p' requirements.lock; cat requirements.new; } > requirements.tmp
+	@mv requirements.tmp requirements.lock && rm requirements.new
 
 clean:  ## remove the environment and everything generated
 	rm -rf "$(VENV)" build install log out .pytest_cache .ruff_cache .mypy_cache *.egg-info

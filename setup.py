@@ -33,17 +33,21 @@ setup(
         shared("models", "*.safetensors", "*.md"),
     ],
     # torch is not among these: where it comes from (apt, pip, a vendor's build) is the user's choice, see the README.
-    install_requires=["setuptools", "numpy", "safetensors", "pyyaml", "tqdm"],
+    # Floors are those of requirements.txt, past known holes.
+    install_requires=["setuptools", "numpy>=1.22", "safetensors>=0.4.3", "pyyaml>=5.4", "tqdm>=4.66.3"],
     # For `tracker_ros evaluate`: recordings as sequences, and vot-toolkit as the one who runs the trackers; for
     # `tracker_ros train`: curves and pictures.
     # `test` is what `colcon test` goes by.
     # page: for the program of that name; mavlink: for `mavlink_camera`.
+    # torch, opencv: floors for those who let pip bring them.
     extras_require={
+        "torch": ["torch>=2.10"],
+        "opencv": ["opencv-contrib-python-headless>=4.8.1.78"],
         "bags": ["rosbags>=0.11.9"],
         "trax": ["vot-trax>=4"],
         "tensorboard": ["tensorboard>=2.10"],
         "test": ["pytest"],
-        "page": ["aiohttp>=3.9"],
+        "page": ["aiohttp>=3.13.3"],
         "mavlink": ["pymavlink>=2.4.41"],
     },
     zip_safe=True,

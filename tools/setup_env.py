@@ -3,8 +3,8 @@
 
 What it does, each step only when its inputs have changed since the step last succeeded:
 
-1. packages: a venv with the Python packages of requirements*.txt. Where a ROS 2 is sourced, the venv sees that one's
-   packages and gets no ROS wheels. Elsewhere it gets ROS 2 Jazzy as wheels from PyPI.
+1. packages: a venv with the Python packages of requirements.lock, hash by hash, with ROS 2 Jazzy as wheels from PyPI;
+   then torch. Where a ROS 2 is sourced, the venv sees that one's packages and gets what it lacks of requirements*.txt.
 2. interfaces: builds `tracker_ros_interfaces` into the venv with ROS's own message generators, and `vision_msgs` too
    where it cannot be imported.
 3. project: installs this repository (editable), and registers it in the venv's ament index.
@@ -35,8 +35,8 @@ ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = [ROOT / "requirements.txt", ROOT / "requirements" / "dev.txt", ROOT / "requirements" / "build.txt"]
 ROS_REQUIREMENTS = ROOT / "requirements" / "ros.txt"
 LOCK = ROOT / "requirements.lock"
-#: Apart from the rest: a torch of the user's own choice needs other versions of torch's dependencies.
-TORCH_LOCK = ROOT / "requirements" / "torch.lock"
+#: Apart from the rest, and without hashes: which torch it is, and from where, is the machine's and the user's choice.
+TORCH_REQUIREMENTS = ROOT / "requirements" / "torch.txt"
 VISION_MSGS = ROOT / "third_party" / "vision_msgs"
 INTERFACES = ROOT / "tracker_ros_interfaces"
 #: What `ros2 run` can start; setup.py makes them.
@@ -109,7 +109,7 @@ class Environment:
                 "name another one, for example: make setup PYTHON=python3.12"
             )
         packages = digest(
-            [*REQUIREMENTS, ROS_REQUIREMENTS, LOCK, TORCH_LOCK],
+            [*REQUIREMENTS, ROS_REQUIREMENTS, LOCK, TORCH_REQUIREMENTS],
             [str(self.venv), str(self.base_python), sys.version, self.sourced_ros, self.torch, self.torch_index],
         )
         interfaces = digest([VISION_MSGS, INTERFACES, Path(__file__)], [packages])
@@ -126,20 +126,20 @@ class Environment:
         self._make_venv()
         if self.sourced_ros:
             say(f"ROS 2 {self.sourced_ros} is sourced: using it, installing only what it lacks")
-            arguments = self._missing_requirements()
+            self._pip_install(*self._missing_requirements(), *self._torch_index_arguments())
         else:
             say("installing Python packages and ROS 2 Jazzy (wheels from PyPI)")
-            arguments = ["-c", str(LOCK), *([] if self.torch else ["-c", str(TORCH_LOCK)])]
-            for path in [*REQUIREMENTS, ROS_REQUIREMENTS]:
-                arguments += self._requirement_arguments(path)
-        if self.torch_index:
-            arguments += ["--extra-index-url", self.torch_index]
-        elif self._torch_brings_cuda_in_vain(arguments):
-            say(
-                "note: no NVIDIA device is seen, and PyPI's torch for x86-64 brings gigabytes of CUDA along; "
-                "TORCH=torch==2.13.0+cpu TORCH_INDEX=https://download.pytorch.org/whl/cpu gets the small one"
-            )
-        self._pip_install(*arguments)
+            # Everything is in the lock, with its hashes; a package that is not is none that pip should look for.
+            self._pip_install("--require-hashes", "--no-deps", "-r", str(LOCK))
+            torch = self.torch or requirements(TORCH_REQUIREMENTS)[0]
+            if torch != "none":
+                if not self.torch_index and self._torch_brings_cuda_in_vain():
+                    say(
+                        "note: no NVIDIA device is seen, and PyPI's torch for x86-64 brings gigabytes of CUDA along; "
+                        f"TORCH={requirements(TORCH_REQUIREMENTS)[0]}+cpu "
+                        "TORCH_INDEX=https://download.pytorch.org/whl/cpu gets the small one"
+                    )
+                self._pip_install(torch, *self._torch_index_arguments())
         if not self.sourced_ros:
             self._mend_cmake_files()
         self._write_environment_file()
@@ -261,19 +261,21 @@ class Environment:
         self.record = {"kind": kind}
         self._write_record()
 
-    def _torch_brings_cuda_in_vain(self, requirements: list[str]) -> bool:
+    def _torch_brings_cuda_in_vain(self) -> bool:
         on_pc = sys.platform == "linux" and platform.machine() == "x86_64"
-        return on_pc and not Path("/dev/nvidia0").exists() and "torch" in map(requirement_name, requirements)
+        return on_pc and not Path("/dev/nvidia0").exists()
+
+    def _torch_index_arguments(self) -> list[str]:
+        return ["--extra-index-url", self.torch_index] if self.torch_index else []
 
     def _requirement_arguments(self, path: Path) -> list[str]:
         """The requirements of a file, with torch as the user wants it."""
-        lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
-        requirements = [line for line in lines if line]
+        found = requirements(path)
         if self.torch:
-            requirements = [line for line in requirements if requirement_name(line) != "torch"]
+            found = [line for line in found if requirement_name(line) != "torch"]
             if path == REQUIREMENTS[0] and self.torch != "none":
-                requirements.append(self.torch)
-        return requirements
+                found.append(self.torch)
+        return found
 
     def _missing_requirements(self) -> list[str]:
         """Return pip's arguments for what a sourced ROS 2's Python lacks.
@@ -370,6 +372,12 @@ class Environment:
                 f"Its last lines are above, all of them in {log_path}. Mend the cause and run `make setup` again: "
                 "it goes on with the step that failed."
             )
+
+
+def requirements(path: Path) -> list[str]:
+    """The lines of a requirements file."""
+    lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
+    return [line for line in lines if line]
 
 
 def requirement_name(line: str) -> str:

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from evaluation.conftest import spoil
 from tracker_ros import registry
 from tracker_ros.cli import main
 from tracker_ros.evaluation.calibration import (
@@ -155,3 +156,51 @@ def test_the_command_writes_thresholds(make_sequence, tmp_path: Path, capsys) ->
     assert "command: tracker_ros evaluate --calibrate" in (tmp_path / "out" / "calibration.txt").read_text()
     assert main([*call, "--realtime", "30"]) == 2
     assert "--calibrate goes without" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fault", ["cut short", "gone", "text"])
+def test_an_image_that_cannot_be_read_is_left_out(make_sequence, sleeper, tmp_path: Path, fault: str) -> None:
+    """While it follows, where it would start, and without the target; nothing more is counted than without it."""
+    rows = ["10,10,8,8"] * 6 + ["nan,nan,nan,nan"] * 3
+    sequences = [load_sequence(make_sequence(name, rows)) for name in ("broken", "whole")]
+    for index in (2, 7):
+        spoil(sequences[0].images.paths[index], fault)
+    problems: list[str] = []
+    broken = gather(sleeper, sequences[:1], on_problem=problems.append)
+    assert [sequences[0].images.paths[i].name in problem for i, problem in zip((2, 7), problems, strict=True)] == [1, 1]
+    whole = gather(sleeper, sequences[1:])
+    assert len(broken.score) == len(whole.score) - 2
+    assert len(broken.lost_scores) == len(whole.lost_scores) - 1
+    spoil(sequences[0].images.paths[0], fault)
+    both = gather(sleeper, sequences, on_problem=problems.append)
+    assert len(both.score) == len(whole.score), "a sequence without its first image is left out as a whole"
+
+
+def test_the_command_counts_what_is_left_out(make_sequence, tmp_path: Path, capsys) -> None:
+    folder = make_sequence("s", ["20,16,16,16"] * 4 + ["nan,nan,nan,nan"] * 2)
+    spoil(sorted((folder / "img").iterdir())[2], "cut short")
+    call = ["evaluate", "--calibrate", "--tracker", "kcf", "--sequences", str(folder), "--out", str(tmp_path / "out")]
+    assert main(call) == 0
+    said = capsys.readouterr().err
+    assert said.count("warning: ") == 1
+    assert "left out, as the warnings above say: 1 frames or sequences" in said
+    assert len(json.loads((tmp_path / "out" / "calibration.json").read_text())["problems"]) == 1
+
+
+@pytest.mark.parametrize("fault", ["cut short", "gone", "text"])
+def test_a_benchmark_goes_on_without_an_image(make_sequence, tmp_path: Path, capsys, fault: str) -> None:
+    folder = make_sequence("s", ["20,16,16,16"] * 6)
+    call = ["benchmark", "--tracker", "kcf", "--sequence", str(folder), "--frames", "4", "--warm-up", "1"]
+    images = sorted((folder / "img").iterdir())
+    if fault == "gone":
+        images[3].unlink()
+        images[3].symlink_to("nothing")
+    else:
+        spoil(images[3], fault)
+    assert main(call) == 0
+    said = capsys.readouterr().err
+    assert images[3].name in said
+    assert "1 of 6 images could not be read" in said
+    spoil(images[0], "text")
+    assert main(call) == 2, "without the first one there is nothing to start on"
+    assert images[0].name in capsys.readouterr().err

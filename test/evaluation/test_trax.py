@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from evaluation.conftest import spoil
 from tracker_ros import registry
 from tracker_ros.evaluation import trax as server
 from tracker_ros.evaluation.sequences import Sequence, load_sequence
@@ -82,6 +83,27 @@ def test_an_error_ends_the_conversation_with_its_reason(process: subprocess.Pope
         client.initialize(_image(sequence, 0), [(Rectangle.create(40, 40, 2, 2), {})], {})
     assert process.wait(20) == 2
     assert b"error: the box is too small" in process.stderr.read()
+
+
+@pytest.mark.parametrize("fault", ["cut short", "gone", "a folder", "text"])
+def test_an_image_that_cannot_be_read_is_passed_over(process: subprocess.Popen, sequence: Sequence, fault: str) -> None:
+    from trax import Rectangle
+
+    client = _client(process)
+    client.initialize(_image(sequence, 0), [(Rectangle.create(40, 40, 32, 32), {})], {})
+    ((before, _),) = client.frame(_image(sequence, 1), {}, [])[0]
+    spoil(sequence.images.paths[2], fault)
+    ((region, properties),) = client.frame(_image(sequence, 2), {}, [])[0]
+    assert region.bounds() == before.bounds()
+    assert (properties["state"], float(properties["confidence"])) == ("UNCERTAIN", 0)
+    ((region, properties),) = client.frame(_image(sequence, 3), {}, [])[0]
+    assert properties["state"] == "TRACKING"
+    assert region.bounds()[0] == pytest.approx(46, abs=2)
+    client.quit()
+    assert process.wait(20) == 0
+    said = process.stderr.read().decode()
+    assert sequence.images.paths[2].name in said
+    assert "1 of 4 images could not be read" in said
 
 
 def test_mistakes_in_the_call_are_named(capsys) -> None:

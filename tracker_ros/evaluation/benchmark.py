@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from tracker_ros.evaluation import provenance
 from tracker_ros.evaluation.process import set_seeds, set_threads, synchronize
-from tracker_ros.evaluation.sequences import load_sequence
+from tracker_ros.evaluation.sequences import InvalidSequence, check_start, load_sequence
 from tracker_ros.evaluation.specs import TrackerSpec, parse_specs
 from tracker_ros.geometry.boxes import Box
 from tracker_ros.trackers.base import Frame, Tracker
@@ -85,7 +85,18 @@ def load_frames(args: argparse.Namespace) -> tuple[list[Frame], Box, str]:
     count = 1 + args.warm_up + args.frames
     if args.sequence is not None:
         sequence = load_sequence(args.sequence)
-        return [sequence.frame(i) for i in range(min(count, len(sequence)))], sequence.first_box, sequence.name
+        check_start(sequence)
+        frames, unread = [sequence.frame(0)], 0
+        for index in range(1, min(count, len(sequence))):
+            try:
+                frames.append(sequence.frame(index))
+            except InvalidSequence as error:
+                unread += 1
+                print(f"tracker_ros benchmark: warning: {error}; it is left out", file=sys.stderr)
+        if unread:
+            total = len(frames) + unread
+            print(f"tracker_ros benchmark: warning: {unread} of {total} images could not be read", file=sys.stderr)
+        return frames, sequence.first_box, sequence.name
     try:
         width, height = (int(v) for v in args.size.lower().split("x"))
     except ValueError:

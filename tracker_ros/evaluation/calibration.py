@@ -23,7 +23,7 @@ from tracker_ros.evaluation.process import set_seeds
 from tracker_ros.evaluation.runs import can_start
 from tracker_ros.evaluation.specs import TrackerSpec
 from tracker_ros.geometry.boxes import Box, iou
-from tracker_ros.trackers.base import Estimate
+from tracker_ros.trackers.base import Estimate, Frame
 
 Array = NDArray[np.float64]
 
@@ -82,13 +82,29 @@ def gather(
     *,
     seed: int = 0,
     on_frame: Callable[[], object] = lambda: None,
+    on_problem: Callable[[str], object] = lambda problem: None,
 ) -> Samples:
     """Run a tracker twice over sequences, as the module's text says; `on_frame` is called twice a frame.
+
+    Frames that can't be read are left out, a sequence without a readable first frame as a whole; `on_problem` is called
+    with what is wrong with each, once.
 
     Raises:
         InvalidOption: the tracker does not take its options.
     """
     samples = Samples()
+    told: set[str] = set()
+
+    def read(sequence: seq.Sequence, index: int) -> Frame | None:
+        try:
+            return sequence.frame(index)
+        except seq.InvalidSequence as error:
+            if str(error) not in told:
+                told.add(str(error))
+                on_problem(str(error))
+            return None
+
+    sequences = [sequence for sequence in sequences if read(sequence, 0) is not None]
     tracker = _with(spec, _OPEN).create()
     for sequence in sequences:
         set_seeds(seed)
@@ -97,14 +113,17 @@ def gather(
             on_frame()
             absent = bool(sequence.absent[index])
             truth = Box(*(float(v) for v in sequence.truth[index]))
+            start = not running and not absent and (index == 0 or _whole(truth, size))
+            frame = read(sequence, index) if running or start else None
+            if frame is None:
+                continue
             if running:
-                estimate = tracker.track(sequence.frame(index))
+                estimate = tracker.track(frame)
                 overlap = 0.0 if absent else iou(estimate.box, truth)
                 samples.add(estimate, overlap, absent)
                 misses = misses + 1 if overlap == 0 else 0
                 running = misses < PATIENCE
-            elif not absent and (index == 0 or _whole(truth, size)):
-                frame = sequence.frame(index)
+            else:
                 size = frame.shape[1], frame.shape[0]
                 if can_start(truth, size):
                     tracker.initialize(frame, truth)
@@ -117,7 +136,8 @@ def gather(
             tracker.initialize(sequence.frame(0), sequence.first_box)
             for _ in range(_SETTLING):
                 tracker.track(sequence.frame(0))
-            samples.lost_scores += [tracker.track(sequence.frame(int(i))).score for i in absent_frames]
+            shown = (read(sequence, int(i)) for i in absent_frames)
+            samples.lost_scores += [tracker.track(frame).score for frame in shown if frame is not None]
         for _ in range(len(sequence)):
             on_frame()
     return samples

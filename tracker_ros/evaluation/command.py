@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
     written = [args.out, args.out / "results", args.out / "strips"]
     refuse_overwriting(written, {path for sequence in sequences for path in sequence.sources})
     if args.calibrate:
-        return _calibrate(args, specs, _with_truth(sequences, "--calibrate", on_problem))
+        return _calibrate(args, specs, _with_truth(sequences, "--calibrate", on_problem), problems, on_problem)
     if protocol.name == "vot":
         sequences = _with_truth(sequences, "--protocol vot", on_problem)
     # One that can't be built should say so now, not after the others have run.
@@ -156,23 +156,37 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _calibrate(args: argparse.Namespace, specs: list[TrackerSpec], sequences: list[Sequence]) -> int:
+def _calibrate(
+    args: argparse.Namespace,
+    specs: list[TrackerSpec],
+    sequences: list[Sequence],
+    problems: list[str],
+    on_problem: Callable[[str], object],
+) -> int:
     if args.protocol != "ope" or args.realtime is not None or args.jobs != 1 or args.resume:
         raise ValueError("--calibrate goes without --protocol, --realtime, --jobs and --resume")
     built = {spec.label: {"device": spec.create().device, "files": spec.files} for spec in specs}
     report: dict[str, Any] = {"seed": args.seed, "sequences": [s.name for s in sequences], "trackers": {}}
     report["origin"] = provenance.describe(args.command_line, built)
+    report["problems"] = problems
     args.out.mkdir(parents=True, exist_ok=True)
+
+    def tell(problem: str) -> None:
+        if problem not in problems:
+            on_problem(problem)
+
     with progress(2 * len(specs) * sum(len(s) for s in sequences)) as bar:
         for spec in specs:
             bar.set_description(spec.label, refresh=False)
-            samples = calibration.gather(spec, sequences, seed=args.seed, on_frame=bar.update)
+            samples = calibration.gather(spec, sequences, seed=args.seed, on_frame=bar.update, on_problem=tell)
             report["trackers"][spec.label] = calibration.calibrate(spec, samples)
             # After each tracker, so that an interruption leaves those that were done.
             (args.out / "calibration.json").write_text(json.dumps(reports.finite(report), indent=1) + "\n")
     words = calibration.text(report)
     origin = provenance.text(report["origin"]) + f"\nseed: {args.seed}"
     (args.out / "calibration.txt").write_text(f"{words}\n\n{origin}\n")
+    if problems:
+        print(f"left out, as the warnings above say: {len(problems)} frames or sequences", file=sys.stderr)
     print(f"{words}\n\ncalibration: {args.out / 'calibration.json'}")
     return 0
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import tracker_ros
 from tracker_ros.evaluation.process import set_seeds
-from tracker_ros.evaluation.sequences import read_image
+from tracker_ros.evaluation.sequences import InvalidSequence, read_image
 from tracker_ros.evaluation.specs import parse_specs
 from tracker_ros.images import GreyScale
-from tracker_ros.trackers.base import Tracker
+from tracker_ros.trackers.base import Tracker, TrackState
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,9 @@ def serve(tracker: Tracker[Any], seed: int = 0) -> None:
     """Answer a TraX client on standard input and output (or ``TRAX_SOCKET``) until it quits.
 
     Images come as paths, boxes as rectangles (x, y, w, h in pixels). Each answer is the tracker's box with the
-    properties ``confidence`` (its score) and ``state``. An error ends the conversation with its text as the reason.
+    properties ``confidence`` (its score) and ``state``. A picture that can't be read is passed over: the answer is the
+    last box again, not TRACKING, with a warning on standard error, and their count at the end. Any other error ends the
+    conversation with its text as the reason, as does a first picture that can't be read.
 
     Args:
         tracker: any tracker.
@@ -56,24 +58,40 @@ def serve(tracker: Tracker[Any], seed: int = 0) -> None:
         server.status([(trax.Rectangle.create(*box), properties)])
 
     scale = GreyScale()
+    last: tuple[Sequence[float], dict[str, Any]] = ((), {})
+    frames = unread = 0
     try:
         while (request := server.wait()).type != trax.TraxStatus.QUIT:
             if request.type == trax.TraxStatus.INITIALIZE:
                 scale = GreyScale()
-            frame = read_image(Path(request.image["color"].path()), scale)
+            frames += 1
+            try:
+                frame = read_image(Path(request.image["color"].path()), scale)
+            except InvalidSequence as error:
+                if request.type == trax.TraxStatus.INITIALIZE or not last[0]:
+                    raise
+                unread += 1
+                print(f"tracker_ros trax: warning: {error}; it is passed over", file=sys.stderr)
+                lost = last[1].get("state") == TrackState.LOST.name
+                answer(last[0], {"confidence": "0.000000", "state": "LOST" if lost else "UNCERTAIN"})
+                continue
             if request.type == trax.TraxStatus.INITIALIZE:
                 if len(request.objects) != 1:
                     raise ValueError(f"{len(request.objects)} targets were given; this tracker follows one")
                 set_seeds(seed)
                 box = request.objects[0][0].bounds()
                 tracker.initialize(frame, box)
-                answer(box, {})
+                last = box, {}
             else:
                 estimate = tracker.track(frame)
-                answer(estimate.box, {"confidence": f"{estimate.score:.6f}", "state": estimate.state.name})
+                last = estimate.box, {"confidence": f"{estimate.score:.6f}", "state": estimate.state.name}
+            answer(*last)
     except Exception as error:
         server.quit(str(error))
         raise
+    finally:
+        if unread:
+            print(f"tracker_ros trax: warning: {unread} of {frames} images could not be read", file=sys.stderr)
     server.quit()
 
 

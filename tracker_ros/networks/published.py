@@ -6,6 +6,7 @@ that nothing evaluates).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tracker_ros.errors import WeightsError
+from tracker_ros.text import printable
 
 NameTable = tuple[tuple[str, str | None], ...]
 #: From what a checkpoint holds to a state dict with our names.
@@ -149,16 +151,36 @@ def _rename(state: Mapping[str, Tensor], names: NameTable, owner: str) -> dict[s
                     tensors[ours + key[len(published) :]] = value.float()
                 break
         else:
-            raise WeightsError(f"tensor '{key}' is not one of {owner}'s: this is another network's checkpoint")
+            raise WeightsError(
+                f"tensor '{printable(key[:100])}' is not one of {owner}'s: this is another network's checkpoint"
+            )
     return tensors
 
 
-def _state_dict(checkpoint: Any, key: str, owner: str) -> dict[str, Tensor]:
-    """The state dict under `key`, or the checkpoint itself where it is one."""
-    state = checkpoint.get(key, checkpoint) if isinstance(checkpoint, dict) else None
-    if isinstance(state, dict) and state and all(isinstance(k, str) and isinstance(state[k], Tensor) for k in state):
-        return state
-    raise WeightsError(f"no state dict was found under '{key}' nor at the top: this is not a {owner} checkpoint")
+#: Under what name training programs keep the state dict.
+_STATES = ("net", "state_dict", "model_state_dict", "model")
+#: What parallel training and compilation put before the names of what they wrap, whole networks and parts.
+_WRAPPERS = re.compile(r"(^|\.)(?:(?:module|_orig_mod)\.)+")
+
+
+def _state_dict(checkpoint: Any, owner: str) -> dict[str, Tensor]:
+    """The state dict in a checkpoint, or the checkpoint itself where it is one; without the names of wrappers."""
+    held = checkpoint if isinstance(checkpoint, dict) else {}
+    for state in (*(held[key] for key in _STATES if key in held), held):
+        if (
+            isinstance(state, dict)
+            and state
+            and all(isinstance(k, str) and isinstance(state[k], Tensor) for k in state)
+        ):
+            found = {_WRAPPERS.sub(r"\1", key): value for key, value in state.items()}
+            if len(found) < len(state):
+                raise WeightsError("the state dict has tensors with and without the prefix 'module.' of one name")
+            return found
+    whole = "" if held else "; it may hold a whole network: save its state_dict() instead"
+    raise WeightsError(
+        f"no state dict was found under {', '.join(map(repr, _STATES))} nor at the top: this is not a {owner} "
+        f"checkpoint{whole}"
+    )
 
 
 def convert_dimp(checkpoint: Any) -> dict[str, Tensor]:
@@ -167,7 +189,7 @@ def convert_dimp(checkpoint: Any) -> dict[str, Tensor]:
     Raises:
         WeightsError: there is no state dict, or a tensor that DiMP does not have.
     """
-    tensors = _rename(_state_dict(checkpoint, "net", "DiMP"), DIMP_NAMES, "DiMP")
+    tensors = _rename(_state_dict(checkpoint, "DiMP"), DIMP_NAMES, "DiMP")
     return {k: v.reshape(-1) if k.endswith("coefficients") else v for k, v in tensors.items()}
 
 
@@ -175,7 +197,7 @@ def convert_siamese(checkpoint: Any, names: NameTable, owner: str, levels: int =
     """Names of a published Siamese checkpoint (a state dict, or ``{"state_dict": ..., ...}`` of a snapshot) to ours.
 
     Args:
-        checkpoint: what the file holds; the prefix ``module.`` of parallel training is stripped.
+        checkpoint: what the file holds.
         names: table of the network.
         owner: its name, for people.
         levels: its number of levels. A checkpoint without fusion weights means their plain mean, which is what
@@ -184,8 +206,7 @@ def convert_siamese(checkpoint: Any, names: NameTable, owner: str, levels: int =
     Raises:
         WeightsError: there is no state dict, or a tensor that the network does not have.
     """
-    state = _state_dict(checkpoint, "state_dict", owner)
-    tensors = _rename({k.removeprefix("module."): v for k, v in state.items()}, names, owner)
+    tensors = _rename(_state_dict(checkpoint, owner), names, owner)
     if levels > 1:
         tensors = {"cls_fusion": torch.zeros(levels), "loc_fusion": torch.zeros(levels), **tensors}
     # The prediction network's layers are published as 1x1 convolutions.

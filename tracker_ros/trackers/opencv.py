@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -25,6 +24,7 @@ from tracker_ros.trackers.appearance import Appearance, Likeness, search_region
 from tracker_ros.trackers.base import Estimate, Frame, InvalidOption, Tracker, TrackerOptions, TrackState, again, option
 from tracker_ros.trackers.profile import NULL_TIMER, NullTimer
 from tracker_ros.trackers.state import ConfidenceMonitor, ConfidenceThresholds, Cues
+from tracker_ros.weight_files import check_file
 
 #: Frames between two looks at the whole frame for a LOST target.
 _SEARCH_EVERY = 3
@@ -311,6 +311,9 @@ def _model(tracker: str, field: str, path: str) -> str:
     """Check that the ONNX file of option `field` is there."""
     if not path:
         raise WeightsMissing(f"tracker '{tracker}' needs your ONNX file: set its option '{field}'")
-    if not Path(path).expanduser().is_file():
-        raise WeightsMissing(f"tracker '{tracker}': there is no file '{path}' (option '{field}')")
-    return opencv_path(Path(path).expanduser())
+    try:
+        return opencv_path(check_file(path, "an ONNX file"))
+    except WeightsMissing as error:
+        raise WeightsMissing(f"tracker '{tracker}': option '{field}': {error}") from error
+    except ValueError as error:
+        raise WeightsError(f"tracker '{tracker}': option '{field}': {error}") from error

@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from tracker_ros.checkpoints import read_checkpoint
 from tracker_ros.networks.efficientnet import EfficientNet
 
 #: Package with the weights of EfficientNet-Lite0 (Apache-2.0), see requirements/train.txt.
@@ -45,7 +45,7 @@ def lite0_file() -> Path:
 
 def read_lite0(file: Path) -> dict[str, Tensor]:
     """A published checkpoint of EfficientNet-Lite0; nothing in it is executed."""
-    state: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+    state: dict[str, Tensor] = read_checkpoint(file)
     return state
 
 

@@ -11,12 +11,16 @@ import torch
 from torch import nn
 
 from tracker_ros import registry, weights
+from tracker_ros.checkpoints import read_own
+from tracker_ros.errors import WeightsError
 from tracker_ros.networks.backbones import SharedBackbone
 from tracker_ros.networks.efficientnet import EfficientNet
 from tracker_ros.networks.resnet import ResNet
+from tracker_ros.text import printable
 from tracker_ros.training.data import ImagePool, add_flights, make_pool, split
 from tracker_ros.training.layouts import LAYOUTS, open_data
 from tracker_ros.training.pseudo import add_teacher_pairs
+from tracker_ros.weight_files import check_file
 
 #: Simulated flights are drawn from these seeds on; the ones below are for demonstrations and tests.
 FIRST_SEED = 1000
@@ -61,7 +65,7 @@ def require(args: argparse.Namespace, *names: str) -> None:
     if unset:
         raise ValueError(f"recipe '{args.recipe}' needs {' and '.join(unset)}")
     files: Sequence[Path | None] = (args.teacher, args.backbone, args.base, *(args.teacher_tracker or ()))
-    missing = [str(f) for f in files if f is not None and not f.is_file()]
+    missing = [str(f) for f in files if f is not None and not f.exists()]
     folders: Sequence[Path | None] = (args.images, *args.sequences, *args.loose_sequences)
     missing += [str(d) for d in folders if d is not None and not d.is_dir()]
     if missing:
@@ -85,7 +89,7 @@ def read_pools(args: argparse.Namespace) -> tuple[ImagePool, ImagePool]:
     """The images to train on, with the simulated flights, and those held out, which no step ever sees."""
     pool, held_out = split(read_pool(args))
     if args.teacher_tracker is not None:
-        template, search = (torch.jit.load(str(file), map_location="cpu") for file in args.teacher_tracker)
+        template, search = map(_read_program, args.teacher_tracker)
         count = add_teacher_pairs(pool, template, search, seed=1, cache=args.out / "views.csv")
         print(f"{count} objects labelled from several sides by the teacher")
     add_flights(pool, range(FIRST_SEED, FIRST_SEED + args.flights), FLIGHT_FRAMES)
@@ -94,7 +98,21 @@ def read_pools(args: argparse.Namespace) -> tuple[ImagePool, ImagePool]:
 
 def read_teacher(args: argparse.Namespace) -> nn.Module | None:
     """The TorchScript network that ``--teacher`` names, on the CPU; None where there is no such argument."""
-    return None if args.teacher is None else torch.jit.load(str(args.teacher), map_location="cpu")
+    return None if args.teacher is None else _read_program(args.teacher)
+
+
+def _read_program(path: Path) -> nn.Module:
+    """A TorchScript network on the CPU. It is a program: unlike weights, it runs, so its origin must be trusted.
+
+    Raises:
+        WeightsError: it is no such file.
+    """
+    try:
+        module: nn.Module = torch.jit.load(str(check_file(path, "a TorchScript file")), map_location="cpu")
+    except RuntimeError as error:
+        reason = printable(str(error).strip().splitlines()[0])
+        raise WeightsError(f"{printable(str(path))} is not a TorchScript file ({reason})") from error
+    return module
 
 
 def chosen_network(args: argparse.Namespace) -> registry.Network:
@@ -139,5 +157,7 @@ def read_distilled(args: argparse.Namespace) -> dict[str, Any] | None:
     """The checkpoint of a `distill` run that ``--backbone`` names; None where there is no such argument."""
     if args.backbone is None:
         return None
-    state: dict[str, Any] = torch.load(args.backbone, map_location="cpu", weights_only=True)
+    state = read_own(args.backbone)
+    if not isinstance(state.get("average"), dict):
+        raise ValueError(f"{args.backbone} is no checkpoint of a run of 'tracker_ros train distill'")
     return state

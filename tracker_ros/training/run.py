@@ -25,7 +25,10 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tracker_ros.checkpoints import read_own
+from tracker_ros.errors import WeightsError
 from tracker_ros.networks.inference import has_bfloat16
+from tracker_ros.text import printable
 from tracker_ros.training import parallel
 from tracker_ros.training.board import Board
 from tracker_ros.training.data import Image
@@ -304,18 +307,25 @@ class Run(ABC):
         Raises:
             FileNotFoundError: there is none.
         """
-        if not path.is_file():
+        if not path.exists():
             raise FileNotFoundError(f"{path} not found: there is nothing to resume")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        for name, module in self.modules.items():
-            module.load_state_dict(state[name])
-        self.average.load_state_dict(state["average"])
-        bases = [group["base"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, base in zip(self.optimizer.param_groups, bases, strict=True):
-            group["base"] = base
-        self.step, self.elapsed = state["step"], state["elapsed"]
-        self.load_extra_state(state)
+        state = read_own(path)
+        try:
+            for name, module in self.modules.items():
+                module.load_state_dict(state[name])
+            self.average.load_state_dict(state["average"])
+            bases = [group["base"] for group in self.optimizer.param_groups]
+            self.optimizer.load_state_dict(state["optimizer"])
+            for group, base in zip(self.optimizer.param_groups, bases, strict=True):
+                group["base"] = base
+            self.step, self.elapsed = state["step"], state["elapsed"]
+            self.load_extra_state(state)
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            reason = printable(f"{type(error).__name__}: {error}"[:300])
+            raise WeightsError(
+                f"{path} is no checkpoint of this recipe, network and settings ({reason}); "
+                "resume with those that it was made with, or start anew in another --out"
+            ) from error
 
     @property
     def checkpoint(self) -> Path:
