@@ -20,7 +20,7 @@ OUT ?=
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint demo train-smoke clean
+.PHONY: help setup test test-slow gpu-check lint demo train-smoke clean
 
 # Nothing started from here is heard by, or listens to, other machines (the second name is Humble's).
 export ROS_AUTOMATIC_DISCOVERY_RANGE = LOCALHOST
@@ -42,6 +42,9 @@ test: setup lint  ## the checks, and the tests without the minutes-long ones
 
 test-slow: setup  ## the minutes-long tests
 	@$(IN_VENV) python -m pytest -m slow
+
+gpu-check: setup  ## on a CUDA device: its tests, and of every tracker boxes, times and waits a frame (OUT=)
+	@$(IN_VENV) python -m tracker_ros gpu-check --tests test --out "$(if $(OUT),$(OUT),out/gpu-check)"
 
 demo: setup  ## track a target in a real ROS 2 graph (VIDEO= BOX=x,y,w,h TRACKER= WEIGHTS= DEVICE= SEED= OUT=)
 	@$(IN_VENV) python -m tracker_ros demo \
