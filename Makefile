@@ -20,7 +20,7 @@ OUT ?=
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint demo train-smoke fuzz reliability lock clean
+.PHONY: help setup test test-slow gpu-check lint demo train-smoke fuzz reliability lock clean
 # Minutes of `make fuzz`; options of `make reliability`.
 MINUTES ?= 10
 RELIABILITY ?=
@@ -45,6 +45,9 @@ test: setup lint  ## the checks, and the tests without the minutes-long ones
 
 test-slow: setup  ## the minutes-long tests
 	@$(IN_VENV) python -m pytest -m slow
+
+gpu-check: setup  ## on a CUDA device: its tests, and of every tracker boxes, times and waits a frame (OUT=)
+	@$(IN_VENV) python -m tracker_ros gpu-check --tests test --out "$(if $(OUT),$(OUT),out/gpu-check)"
 
 demo: setup  ## track a target in a real ROS 2 graph (VIDEO= BOX=x,y,w,h TRACKER= WEIGHTS= DEVICE= SEED= OUT=)
 	@$(IN_VENV) python -m tracker_ros demo \

@@ -15,7 +15,6 @@ from tracker_ros.geometry.boxes import Box
 from tracker_ros.networks.dimp import DiMPNet
 from tracker_ros.networks.filter_optimizer import apply_filter
 from tracker_ros.networks.iou_net import BoxRefiner, Modulation
-from tracker_ros.networks.resnet import normalise
 from tracker_ros.trackers.dimp import FLAGS, PRESETS, DiMP, DiMPTarget, RandomDraws, localize
 
 ITERATED = 1e-3  # tolerance after ten optimizer iterations or five box refinements
@@ -54,7 +53,7 @@ class Settings:
 @torch.no_grad()
 def test_dimp_stages(network: str, nets: dict, tmp_path: Path) -> None:
     _, net, s = _load(network, nets, tmp_path)
-    features = net.extract(normalise(s.tensor("f1/patch")))
+    features = net.extract(net.backbone.preprocess(s.tensor("f1/patch")))
     s.check("f1/backbone_layer3", features.layer3)
     samples = net.classification_features(features)
     s.check("f1/clf_feat", samples)

@@ -28,6 +28,10 @@ COMMANDS = {
     "rules": ("tracker_ros.evaluation.rules", "measure what each of our own rules is worth to a tracker"),
     "long-run": ("tracker_ros.evaluation.long_run", "measure whether trackers get worse the longer they track"),
     "benchmark": ("tracker_ros.evaluation.benchmark", "measure the time and memory that a tracker takes"),
+    "gpu-check": (
+        "tracker_ros.evaluation.gpu_check",
+        "check every tracker on a CUDA device: boxes, time, waits a frame",
+    ),
     "figures": ("tracker_ros.evaluation.figures", "make the table of the shipped trackers' figures of reports"),
     "train": ("tracker_ros.training.command", "train a tracker's network"),
     "pack": ("tracker_ros.training.pack_command", "gather training data in a few compact files"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -103,6 +104,13 @@ def test_a_suppressed_box_suppresses_nothing() -> None:
     boxes = torch.tensor([[10.0 + 4 * i, 10.0, 10.0, 10.0] for i in range(7)])
     scores = torch.arange(7, 0, -1).float()
     assert nms(boxes[None], scores[None], 0.3)[0].tolist() == [True, False] * 3 + [True]
+
+
+def test_of_a_chain_too_long_to_settle_no_two_that_overlap_are_kept() -> None:
+    boxes = torch.tensor([[[10.0 + 4 * i, 10.0, 10.0, 10.0] for i in range(100)]])
+    keep = nms(boxes, torch.arange(100, 0, -1).float()[None], 0.3)[0].tolist()
+    assert keep[:30] == [True, False] * 15
+    assert not any(a and b for a, b in itertools.pairwise(keep))
 
 
 def test_an_overlap_equal_to_the_threshold_is_kept_and_the_first_of_equals_stays() -> None:

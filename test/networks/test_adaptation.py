@@ -68,6 +68,25 @@ def test_anchored_update_is_equation_4_exactly(head, support) -> None:
         assert torch.equal(value, expected) or (value - expected).abs().max() < 1e-15
 
 
+def test_a_known_gradient_at_the_anchor_changes_nothing(head, support) -> None:
+    """The gradient of a mean of losses is the mean of the samples' gradients, also where it is too long."""
+    inputs, targets = support
+    loss = support_loss(head, inputs, targets)
+    anchor = adaptation.head_parameters(head)
+    latest = {name: value + 0.1 * torch.randn_like(value) for name, value in anchor.items()}
+    each = [
+        torch.func.grad(support_loss(head, inputs[i : i + 1], targets[i : i + 1]))(anchor) for i in range(len(inputs))
+    ]
+    for limit in (math.inf, 1e-3):
+        known = adaptation.anchored_update(
+            loss, anchor, latest, 0.05, 0.3, limit=limit, anchor_gradient=adaptation.mean(each)
+        )
+        for name, value in adaptation.anchored_update(loss, anchor, latest, 0.05, 0.3, limit=limit).items():
+            torch.testing.assert_close(known[name], value)
+    with pytest.raises(ValueError, match="one step"):
+        adaptation.anchored_update(loss, anchor, latest, 0.05, 0.3, 2, anchor_gradient=each[0])
+
+
 def test_no_weight_is_continuous_learning_and_full_weight_forgets(head, support) -> None:
     loss = support_loss(head, *support)
     anchor = adaptation.head_parameters(head)

@@ -14,7 +14,7 @@ from tracker_ros.networks.backbones import (
     build_backbone,
     shared_backbone,
 )
-from tracker_ros.networks.resnet import RESNET18, ResNet, normalise
+from tracker_ros.networks.resnet import RESNET18, ResNet
 from tracker_ros.networks.siamban import SiamBANConfig, SiamBANNet
 from tracker_ros.networks.siamese import central
 
@@ -33,7 +33,7 @@ def test_maps_are_those_of_the_resnet_on_normalised_rgb(backbone: SharedBackbone
     plain.load_state_dict(backbone.state_dict())
     crop = torch.rand(1, 3, 127, 127) * 255
     padded = torch.nn.functional.pad(crop, (1, 0, 1, 0), mode="replicate")
-    for ours, theirs in zip(backbone.maps(crop), plain(normalise(padded.flip(1))), strict=True):
+    for ours, theirs in zip(backbone.maps(crop), plain(plain.preprocess(padded.flip(1))), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
 
 

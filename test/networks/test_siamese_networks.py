@@ -9,7 +9,7 @@ import torch
 from siamese_nets import build
 from torch import Tensor
 
-from tracker_ros.networks import siamrn
+from tracker_ros.networks import inference
 from tracker_ros.networks.clnet import AdjustedKernels
 from tracker_ros.networks.inference import prepare
 from tracker_ros.networks.siamese import Kernels, central, gather, split
@@ -208,7 +208,7 @@ def test_the_relation_detector_of_a_gpu_needs_no_taps(monkeypatch: pytest.Monkey
     fused = FusedRelation(net)
     template = fused.template(kernels, targets)
     by_taps = fused.match(features, template, boxes)
-    monkeypatch.setattr(siamrn, "_sparse", lambda device: False)
+    monkeypatch.setattr(inference, "asking_is_free", lambda device: False)
     torch.testing.assert_close(fused.match(features, template, boxes), by_taps, atol=1e-5, rtol=1e-4)
 
 

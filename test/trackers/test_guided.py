@@ -18,6 +18,7 @@ from tracker_ros.geometry import detection as boxes_of
 from tracker_ros.geometry.boxes import Box, iou
 from tracker_ros.networks.adaptation import drift_limit, norm
 from tracker_ros.networks.detection import Candidates, Detections
+from tracker_ros.trackers import guided
 from tracker_ros.trackers.base import InvalidOption, TrackState
 from tracker_ros.trackers.guided import PRESETS, GuidedTracker, change_penalty, response_map, select
 from tracker_ros.trackers.state import ConfidenceThresholds
@@ -218,6 +219,30 @@ def test_learns_only_while_confident() -> None:
         tracker.track(_scene())
     assert target.updates == 6
     assert target.parameters is kept
+
+
+def test_the_gradient_at_the_anchor_is_computed_once_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is learned is what it would be if it were computed anew in every update."""
+    made: list[int] = []
+    original = guided.anchored_update
+
+    def again(*args: Any, anchor_gradient: Any, **options: Any) -> dict[str, torch.Tensor]:
+        assert anchor_gradient is not None
+        known = original(*args, anchor_gradient=anchor_gradient, **options)
+        for name, value in original(*args, **options).items():
+            torch.testing.assert_close(known[name], value, atol=1e-6, rtol=1e-5)
+        made.append(1)
+        return known
+
+    monkeypatch.setattr(guided, "anchored_update", again)
+    tracker = _tracker(memory_size=4, update_samples=3)
+    tracker.initialize(_scene(_path(0)), _path(0))
+    memory = tracker._target.memory  # type: ignore[union-attr]
+    for index in range(1, 7):
+        before = {id(one): one.gradient for one in memory if one.gradient is not None}
+        tracker.track(_scene(_path(index)))
+        assert all(one.gradient is before[id(one)] for one in memory if id(one) in before)
+    assert len(made) == 6
 
 
 def test_updates_every_t_frames() -> None:

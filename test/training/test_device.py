@@ -23,7 +23,12 @@ from tracker_ros.training.device import DeviceImages, HostImages, blur_kernel, j
 from tracker_ros.training.sets import SetOptions, SetSampler
 
 SIZE = 96
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))]
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
+    ),
+]
 
 
 def _smooth(width: int, height: int, seed: int) -> TrainingImage:

@@ -15,6 +15,8 @@ from torch import Tensor
 VARIANCES = (0.1, 0.2)
 #: Largest log ratio of a decoded size to its anchor's, which keeps `exp` finite.
 _LARGEST_LOG_RATIO = math.log(1000 / 16)
+#: Rounds of non-maximum suppression, an odd number; see `nms`.
+_NMS_ROUNDS = 31
 
 
 def corners(boxes: Tensor) -> Tensor:
@@ -99,18 +101,18 @@ def label(overlaps: Tensor, positive: float, negative: float) -> Tensor:
     Returns:
         BxN int64. The box with the highest IoU is positive in any case, unless it is 0.
     """
-    labels = torch.full_like(overlaps, -1, dtype=torch.int64)
-    labels[overlaps < negative] = 0
+    labels = torch.full_like(overlaps, -1, dtype=torch.int64).masked_fill(overlaps < negative, 0)
     best = overlaps.amax(-1, keepdim=True)
-    labels[(overlaps >= positive) | ((overlaps == best) & (best > 0))] = 1
-    return labels
+    return labels.masked_fill((overlaps >= positive) | ((overlaps == best) & (best > 0)), 1)
 
 
 def nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
     """Greedy non-maximum suppression: by falling score, a box goes if its IoU with a kept one is above `threshold`.
 
     Equal scores keep their order. Whether a box is kept depends on those before it only; so setting all at once from
-    the last guess settles at least one more box a round, and in practice all of them in a few.
+    the last guess settles at least one more box a round, and in practice all of them in a few. The rounds are counted
+    beforehand, as asking whether all are settled would wait for a GPU. A box that hangs on a longer chain, in which
+    each suppresses the next, goes: guesses alternate between too many and too few, and the last is of the latter kind.
 
     Args:
         boxes: BxNx4 (cx, cy, w, h).
@@ -126,13 +128,11 @@ def nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
     """
     order = scores.argsort(stable=True, dim=-1, descending=True)
     ranked = boxes.gather(-2, order.unsqueeze(-1).expand_as(boxes))
-    suppresses = (overlap_matrix(ranked, ranked) > threshold).triu(1)
-    keep = torch.ones_like(order, dtype=torch.bool)
-    while True:
-        settled = ~(suppresses & keep.unsqueeze(-1)).any(-2)
-        if torch.equal(settled, keep):
-            return torch.zeros_like(keep).scatter(-1, order, keep)
-        keep = settled
+    suppresses = (overlap_matrix(ranked, ranked) > threshold).triu(1).to(ranked.dtype)
+    keep = torch.ones_like(ranked[..., :1])
+    for _ in range(_NMS_ROUNDS):
+        keep = (suppresses.mT @ keep == 0).to(ranked.dtype)
+    return torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, keep[..., 0] > 0)
 
 
 def cosine_window(boxes: Tensor, size: float) -> Tensor:

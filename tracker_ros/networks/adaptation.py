@@ -8,7 +8,7 @@ the offline training (where the outer gradient flows through the steps) and the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -67,10 +67,21 @@ def descend(
     Returns:
         the new parameters. An outer gradient always reaches `parameters` through the identity.
     """
-    gradient = limited(grad(loss)(dict(parameters)), limit)
+    gradient = grad(loss)(dict(parameters))
     if not second_order:
         gradient = {name: value.detach() for name, value in gradient.items()}
+    return follow(parameters, gradient, rates, limit=limit)
+
+
+def follow(parameters: Parameters, gradient: Parameters, rates: Rates, *, limit: float = math.inf) -> dict[str, Tensor]:
+    """The step of `descend` along a gradient that is known."""
+    gradient = limited(gradient, limit)
     return {name: value - _rate(rates, name) * gradient[name] for name, value in parameters.items()}
+
+
+def mean(gradients: Sequence[Parameters]) -> dict[str, Tensor]:
+    """The gradient of a mean of losses, from those of the losses."""
+    return {name: torch.stack([gradient[name] for gradient in gradients]).mean(0) for name in gradients[0]}
 
 
 def adapt(
@@ -103,6 +114,7 @@ def anchored_update(
     steps: int = 1,
     *,
     limit: float = math.inf,
+    anchor_gradient: Parameters | None = None,
 ) -> dict[str, Tensor]:
     """Eq. 4: theta_t = lambda f(theta_0; z_t, s_t) + (1 - lambda) f(theta_{t-1}; z_t, s_t).
 
@@ -113,13 +125,21 @@ def anchored_update(
         rates, limit: as in `descend`.
         weight: lambda in [0, 1]; 0 is continuous learning without an anchor.
         steps: gradient steps in each of the two.
+        anchor_gradient: the gradient of the loss at theta_0 where it is known; it is computed where it is not.
 
     Returns:
         theta_t.
+
+    Raises:
+        ValueError: there is more than one step, and one gradient.
     """
+    if anchor_gradient is not None and steps != 1:
+        raise ValueError(f"the gradient at the anchor is that of one step, not of {steps}")
     moved = adapt(loss, latest, rates, steps, limit=limit)
     if weight == 0:
         return moved
+    if anchor_gradient is not None:
+        return compose(follow(anchor, anchor_gradient, rates, limit=limit), moved, weight)
     return compose(adapt(loss, anchor, rates, steps, limit=limit), moved, weight)
 
 

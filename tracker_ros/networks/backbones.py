@@ -6,6 +6,7 @@ head.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -54,20 +55,13 @@ class SharedBackbone(nn.Module):
     Derived classes are backbones too, see `shared_backbone`: the names of their parameters are those of the backbone.
     """
 
-    mean: Tensor
-    std: Tensor
     config: BackboneConfig
+    #: The backbone's own.
+    preprocess: Callable[[Tensor], Tensor]
 
     def __init__(self, shared: SharedBackboneConfig) -> None:
         super().__init__(shared.net)
         self.stages_read = shared.stages
-        for name, values in zip(("mean", "std"), self.input_statistics(), strict=True):
-            self.register_buffer(name, values, persistent=False)
-
-    @staticmethod
-    def input_statistics() -> tuple[Tensor, Tensor]:
-        """As the backbone's."""
-        raise NotImplementedError
 
     def see(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The maps of stride 8 and 16 of a normalised image: what the backbone's own `forward` gives."""
@@ -75,7 +69,7 @@ class SharedBackbone(nn.Module):
 
     def maps(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         """Maps of stages 2 and 3 as the backbone gives them: (W + 1) / 8 and (W + 1) / 16 cells a side."""
-        image = (crops.flip(1) - self.mean) / self.std
+        image = self.preprocess(crops.flip(1)).to(crops.dtype)
         return self.see(F.pad(image, (1, 0, 1, 0), mode="replicate"))
 
     def align(self, stage2: Tensor, stage3: Tensor) -> tuple[Tensor, ...]:
@@ -98,12 +92,10 @@ class SharedBackbone(nn.Module):
 
 
 class _SharedResNet(SharedBackbone, ResNet):  # type: ignore[misc]
-    input_statistics = staticmethod(ResNet.input_statistics)
     see = ResNet.forward
 
 
 class _SharedEfficientNet(SharedBackbone, EfficientNet):  # type: ignore[misc]
-    input_statistics = staticmethod(EfficientNet.input_statistics)
     see = EfficientNet.forward
 
 

@@ -61,29 +61,40 @@ def make_samples(detector: GuidedDetector, candidates: Candidates, targets: Tens
     return Samples(candidates.inputs, classes.masked_fill(~candidates.valid, -1), wanted)
 
 
+def _boxed(targets: Tensor, present: Tensor) -> Tensor:
+    """Targets Bx4, a box of one pixel in place of those that are not `present` (B)."""
+    return torch.where(present[:, None], targets, F.pad(torch.ones_like(targets[:, 2:]), (2, 0)))
+
+
 def _label(detector: GuidedDetector, boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     present = (targets[:, 2:] > 0).all(1)
-    safe = torch.where(present[:, None], targets, targets.new_tensor([0.0, 0.0, 1.0, 1.0]))
+    safe = _boxed(targets, present)
     classes = torch.where(present[:, None], detector.match(boxes, safe), 0)
     return classes, detector.encode(safe[:, None], boxes)
 
 
-def around(targets: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Boxes around targets, from close ones to ones that hardly overlap: what a two-stage head learns from beside its
-    own proposals, which may all miss a new target.
+def drawn_around(targets: int, count: int, generator: torch.Generator) -> Tensor:
+    """Random numbers of `around` for so many targets, `count` boxes each: BxMx4, on the generator's device.
+
+    They make boxes from close ones to ones that hardly overlap; the first of a target is the target itself.
+    """
+    shape, device = (targets, count), generator.device
+    spread = torch.rand(*shape, 1, generator=generator, device=device) * math.log(0.4 / 0.02) + math.log(0.02)
+    noise = torch.randn(*shape, 4, generator=generator, device=device) * spread.exp()
+    noise[:, :1] = 0
+    return noise
+
+
+def around(targets: Tensor, noise: Tensor) -> Tensor:
+    """Boxes around targets: what a two-stage head learns from beside its own proposals, which may all miss a new one.
 
     Args:
         targets: Bx4 (cx, cy, w, h); around one without area they are of no meaning.
-        count: boxes a target, M. The first is the target itself.
-        generator: on the targets' device.
+        noise: BxMx4 of `drawn_around`, on the same device.
 
     Returns:
         BxMx4.
     """
-    shape = (len(targets), count)
-    spread = torch.rand(*shape, 1, generator=generator, device=targets.device) * math.log(0.4 / 0.02) + math.log(0.02)
-    noise = torch.randn(*shape, 4, generator=generator, device=targets.device) * spread.exp()
-    noise[:, :1] = 0
     size = targets[:, None, 2:].clamp_min(1.0)
     center = targets[:, None, :2] + noise[..., :2] * size.prod(-1, keepdim=True).sqrt()
     return torch.cat([center, size * noise[..., 2:].exp()], -1)
@@ -180,7 +191,7 @@ def first_stage_loss(detector: GuidedDetector, found: Detections, targets: Tenso
     """
     boxes = detector.rpn_boxes(found.cls.device)
     present = (targets[:, 2:] > 0).all(1)
-    safe = torch.where(present[:, None], targets, targets.new_tensor([0.0, 0.0, 1.0, 1.0]))
+    safe = _boxed(targets, present)
     classes = torch.where(present[:, None], detector.match_rpn(safe), 0)
     loss = classification_loss(found.cls, classes, positive_weight=detector.rpn_positive_weight)
     return loss + regression_loss(found.loc, detector.encode(safe[:, None], boxes[None]), classes)

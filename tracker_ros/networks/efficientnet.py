@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tracker_ros.networks.inputs import Normalising
+
 #: Of all batch norms but the last two (the published networks' value; torch's default is 1e-5).
 EPSILON = 1e-3
 
@@ -80,7 +82,7 @@ class InvertedBottleneck(nn.Module):
         return x + y if self.shortcut else y
 
 
-class EfficientNet(nn.Module):
+class EfficientNet(Normalising):
     """Stem and stages up to stride 16.
 
     Input: what `preprocess` makes of RGB. `forward` returns the maps of stride 8 and of stride 16, which the trackers'
@@ -116,10 +118,6 @@ class EfficientNet(nn.Module):
     def input_statistics() -> tuple[Tensor, Tensor]:
         """Mean and deviation of RGB in [0, 255] that `preprocess` removes, 1x3x1x1 each."""
         return torch.full((1, 3, 1, 1), 127.0), torch.full((1, 3, 1, 1), 128.0)
-
-    def preprocess(self, image: Tensor) -> Tensor:
-        """RGB in [0, 255], Bx3xHxW of any real type, to the float32 input of `forward`."""
-        return (image.float() - 127) / 128
 
     def forward(self, image: Tensor, last_only: bool = False) -> tuple[Tensor, Tensor]:
         """Bx3xHxW to (BxC8xH/8xW/8, BxC16xH/16xW/16), rounded up; gradients reach `last` alone if so wished."""

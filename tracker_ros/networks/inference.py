@@ -1,11 +1,13 @@
-"""Device, arithmetic and layout of networks that are only evaluated."""
+"""Device, arithmetic and layout of networks that are only evaluated, and the way between host and device."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -59,6 +61,38 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return any(getattr(torch.cpu, f"_is_{unit}_supported", bool)() for unit in ("avx512_bf16", "amx_tile"))
+
+
+def asking_is_free(device: torch.device) -> bool:
+    """Whether the host may look at what was computed on `device` without waiting for it: it is the host itself.
+
+    Only then work may be saved by looking at numbers first.
+    """
+    return device.type == "cpu"
+
+
+class Link:
+    """The way between the host and a device, which every number of a frame takes.
+
+    Uploads are copied to page-locked memory first (torch keeps what it has locked, and uses it again once the copy is
+    done), so none of them waits for the device's work. A download waits for all of it; a tracker makes one a frame.
+
+    Args:
+        device: the other end.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def upload(self, values: Tensor | NDArray[Any]) -> Tensor:
+        """Values of the host on the device; on the CPU these very values."""
+        host = values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
+        return host if self.device.type == "cpu" else host.pin_memory().to(self.device, non_blocking=True)
+
+    def download(self, values: Tensor) -> NDArray[np.float64]:
+        """Values of the device on the host."""
+        found: NDArray[np.float64] = values.double().cpu().numpy()
+        return found
 
 
 def prepare(module: ModuleT, device: torch.device) -> ModuleT:

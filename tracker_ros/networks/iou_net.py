@@ -7,12 +7,16 @@ differentiable in the boxes, so they are refined by gradient ascent (DiMP, secti
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tracker_ros.networks.roi_pooling import bin_edges, bin_weights, pool_fixed_boxes, precise_roi_pool
+from tracker_ros.networks import inference
+from tracker_ros.networks.roi_pooling import pool_fixed_boxes, precise_roi_pool
 
 #: Pixels a cell of the two feature maps that the network reads.
 STRIDES = (8, 16)
@@ -134,11 +138,20 @@ class IoUNet(nn.Module):
         return self.predictor(torch.cat(hidden, 1)).reshape(boxes.shape[:2])
 
 
+class _Part(NamedTuple):
+    """The part of a level's map that boxes reach: its first row and column, and its cells BxHxWxC, modulated."""
+
+    top: int
+    left: int
+    cells: Tensor
+
+
 class BoxRefiner:
     """IoU of boxes and its gradient in closed form: what box refinement evaluates, a few times a frame.
 
     Precise RoI pooling is one matrix product with a pooling matrix that has a row a bin, on maps stored cell by cell;
-    the derivative by the box goes through the same matrix. No graph is recorded.
+    the derivative by the box goes through the same matrix. No graph is recorded. What is done to the bins' edges is
+    done for both axes and both levels at once, side by side.
 
     Args:
         net: evaluated IoU-Net; its running batch-norm statistics are folded in. Later changes of it are not seen.
@@ -149,12 +162,20 @@ class BoxRefiner:
         hidden = net.predictor.in_features // 2
         with torch.no_grad():
             head = net.predictor.weight.reshape(2, hidden)
-            for layer, readout, bins, stride in zip((net.fc8, net.fc16), head, BINS, STRIDES, strict=True):
+            for layer, readout, bins in zip((net.fc8, net.fc16), head, BINS, strict=True):
                 weight, bias = layer.affine()
                 # Rows of the weight follow pooled maps stored bin by bin, channels last.
                 weight = weight.reshape(weight.shape[0], -1, bins * bins).permute(0, 2, 1).flatten(1).contiguous()
-                self._layers.append((weight, bias, readout, bins, stride))
-        self._bias = net.predictor.bias
+                self._layers.append((weight, bias, readout))
+            self._bias = net.predictor.bias
+            # An edge lies at start * share + length * fraction, cells of its level. Between the edges of one level and
+            # those of the next there is a bin of no meaning, of no weight.
+            new = self._bias.new_ones
+            share = torch.cat([new(bins + 1) / stride for bins, stride in zip(BINS, STRIDES, strict=True)])
+            fraction = torch.cat([new(bins + 1).cumsum(0).sub(1) / bins for bins in BINS]) * share
+            self._edge = torch.stack([share, fraction], 1)
+            widths = [new(bins) * bins * stride for bins, stride in zip(BINS, STRIDES, strict=True)]
+            self._per_length = torch.cat([widths[0], new(1) * 0, widths[1]])[:, None]
 
     @torch.no_grad()
     def __call__(self, modulation: Modulation, features: IoUFeatures, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,52 +189,103 @@ class BoxRefiner:
         Returns:
             The overlap, BxN, and its gradient by (x, y, w, h), BxNx4.
         """
+        return self._evaluate(self._parts(modulation, features, boxes, ()), boxes)
+
+    @torch.no_grad()
+    def ascend(self, modulation: Modulation, features: IoUFeatures, boxes: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Gradient ascent of the overlap, each step as long as the box is large (DiMP, section 3.5).
+
+        Args:
+            modulation, features, boxes: as in `__call__`.
+            steps: at least one.
+
+        Returns:
+            The boxes after the last step, BxNx4, and the overlap before it, BxN.
+        """
+        parts: tuple[_Part, ...] = ()
+        for _ in range(steps):
+            parts = self._parts(modulation, features, boxes, parts)
+            overlap, gradient = self._evaluate(parts, boxes)
+            boxes = torch.addcmul(boxes, gradient, boxes[..., 2:].repeat(1, 1, 2))
+        return boxes, overlap
+
+    def _parts(
+        self, modulation: Modulation, features: IoUFeatures, boxes: Tensor, known: tuple[_Part, ...]
+    ) -> tuple[_Part, ...]:
+        """The parts of the maps that boxes reach; those that are `known` where they still do.
+
+        Cells that no box reaches cost time. Where asking which they are means to wait, all are taken.
+        """
+        if not inference.asking_is_free(boxes.device):
+            return known or tuple(
+                _Part(0, 0, _cells(maps, vector)) for maps, vector in zip(features, modulation, strict=True)
+            )
+        start, end = boxes[..., :2].flatten(0, 1), (boxes[..., :2] + boxes[..., 2:]).flatten(0, 1)
+        low, high = torch.aminmax(torch.cat([start, end]).nan_to_num(), dim=0)
+        reach = list(zip(low.tolist(), high.tolist(), strict=True))
+        parts = []
+        for i, (maps, vector, stride) in enumerate(zip(features, modulation, STRIDES, strict=True)):
+            (left, right), (top, bottom) = (
+                _reach(*axis, stride, cells) for axis, cells in zip(reach, maps.shape[:1:-1], strict=True)
+            )
+            if known:
+                y, x, cells = known[i]
+                if y <= top and x <= left and bottom <= y + cells.shape[1] and right <= x + cells.shape[2]:
+                    parts.append(known[i])
+                    continue
+            parts.append(_Part(top, left, _cells(maps[..., top:bottom, left:right], vector)))
+        return tuple(parts)
+
+    def _evaluate(self, parts: Sequence[_Part], boxes: Tensor) -> tuple[Tensor, Tensor]:
         batch, count = boxes.shape[:2]
+        start, length = boxes[..., :2, None], boxes[..., 2:, None]
+        edges = torch.addcmul(start * self._edge[:, 0], length, self._edge[:, 1])  # B N 2 E
+        if any(part.top or part.left for part in parts):
+            first = [[place for part, b in zip(parts, BINS, strict=True) for place in [part[axis]] * (b + 1)]
+                     for axis in (1, 0)]  # fmt: skip
+            edges = edges - edges.new_tensor(first)
+        longest = max(max(part.cells.shape[1:3]) for part in parts)
+        at = torch.arange(longest, device=boxes.device, dtype=boxes.dtype)
+        offset = (edges.unsqueeze(-1) - at).clamp(-1, 1)  # B N 2 E L
+        away = offset.abs()
+        integral = torch.addcmul(offset, offset, away, value=-0.5)  # of the hat function, but for a constant
+        per_length = (length > 0) / length.clamp_min(1e-12)
+        per_extent = per_length.unsqueeze(-1) * self._per_length  # B N 2 E-1 1; bins without extent count as zero
+        weights = (integral[..., 1:, :] - integral[..., :-1, :]) * per_extent
+        by_weights = torch.zeros_like(weights)
         overlap = self._bias.expand(batch, count)
-        gradient = torch.zeros_like(boxes)
-        for (weight, bias, readout, bins, stride), vector, maps in zip(self._layers, modulation, features, strict=True):
-            channels = maps.shape[1]
-            scaled = boxes / stride
-            edges_x = bin_edges(scaled[..., 0], scaled[..., 2], bins)
-            edges_y = bin_edges(scaled[..., 1], scaled[..., 3], bins)
-            if boxes.device.type == "cpu":  # cells that no box reaches cost time; elsewhere, asking costs more
-                (left, right), (top, bottom) = _reach(edges_x, maps.shape[-1]), _reach(edges_y, maps.shape[-2])
-                maps, edges_x, edges_y = maps[..., top:bottom, left:right], edges_x - left, edges_y - top
-            height, width = maps.shape[-2:]
-            cells = maps.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
-            weights_x, weights_y = bin_weights(edges_x, width), bin_weights(edges_y, height)
-            pooling = weights_y[:, :, :, None, :, None] * weights_x[:, :, None, :, None, :]
-            pooled = pooling.reshape(batch, count * bins * bins, height * width) @ cells * vector.unsqueeze(1)
+        row = 0
+        for part, (weight, bias, readout), bins in zip(parts, self._layers, BINS, strict=True):
+            height, width, channels = part.cells.shape[1:]
+            cells = part.cells.reshape(batch, height * width, channels)
+            rows = slice(row, row + bins)
+            row += bins + 1
+            of_x = weights[:, :, 0, rows, :width].reshape(batch, count, 1, bins, 1, width)
+            of_y = weights[:, :, 1, rows, :height].reshape(batch, count, bins, 1, height, 1)
+            pooling = of_y * of_x
+            pooled = torch.bmm(pooling.reshape(batch, count * bins * bins, height * width), cells)
             before = torch.addmm(bias, pooled.reshape(batch * count, -1), weight.mT)
             active = (before > 0) * readout
             overlap = overlap + (before * active).sum(1).reshape(batch, count)
             # Back through ReLU, linear layer and modulation to the pooling matrix, then to its two factors.
-            back = (active @ weight).reshape(batch, count * bins * bins, channels) * vector.unsqueeze(1)
-            by_pooling = (back @ cells.mT).reshape(pooling.shape)
-            by_x = (by_pooling * weights_y[:, :, :, None, :, None]).sum((2, 4))
-            by_y = (by_pooling * weights_x[:, :, None, :, None, :]).sum((3, 5))
-            for axis, (by, edges, weights) in enumerate(((by_x, edges_x, weights_x), (by_y, edges_y, weights_y))):
-                start, length = _box_gradient(by, edges, weights)
-                gradient[..., axis] += start / stride
-                gradient[..., 2 + axis] += length / stride
-        return overlap, gradient
+            back = (active @ weight).reshape(batch, count * bins * bins, channels)
+            by_pooling = torch.bmm(back, cells.mT).reshape(pooling.shape)
+            by_weights[:, :, 0, rows, :width] = (by_pooling * of_y).sum((2, 4))
+            by_weights[:, :, 1, rows, :height] = (by_pooling * of_x).sum((3, 5))
+        by_integral = F.pad(by_weights * per_extent, (0, 0, 1, 1))
+        by_edges = ((1 - away) * (by_integral[..., :-1, :] - by_integral[..., 1:, :])).sum(-1)
+        by_start, by_length = (by_edges @ self._edge).unbind(-1)
+        # A longer box also has wider bins, of which each cell is a smaller part.
+        by_length = by_length - (by_weights * weights).sum((-2, -1)) * per_length[..., 0]
+        return overlap, torch.cat([by_start, by_length], -1)
 
 
-def _reach(edges: Tensor, cells: int) -> tuple[int, int]:
-    """First and one past the last of `cells` cells that bins with these edges read; at least one cell."""
-    low, high = int(edges.min().nan_to_num().floor()), int(edges.max().nan_to_num().ceil()) + 1
-    first = min(max(low, 0), cells - 1)
-    return first, max(min(high, cells), first + 1)
+def _cells(maps: Tensor, vector: Tensor) -> Tensor:
+    """Maps BxCxHxW, their channels scaled by BxC, as BxHxWxC."""
+    return maps.permute(0, 2, 3, 1) * vector[:, None, None]
 
 
-def _box_gradient(by_weights: Tensor, edges: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Chain the derivative by the bin weights (SxPxL) to the box's start and length along one axis (S each)."""
-    bins, cells = weights.shape[-2:]
-    hat = (1 - (edges.unsqueeze(-1) - torch.arange(cells, device=edges.device, dtype=edges.dtype)).abs()).clamp_min(0)
-    extent = (edges[..., 1:] - edges[..., :-1]).unsqueeze(-1).clamp_min(1e-12)
-    scaled = by_weights / extent
-    start = (scaled * (hat[..., 1:, :] - hat[..., :-1, :])).sum((-2, -1))
-    fraction = (torch.arange(bins + 1, device=edges.device, dtype=edges.dtype) / bins)[:, None]
-    spread = fraction[1:] * hat[..., 1:, :] - fraction[:-1] * hat[..., :-1, :]
-    length = (scaled * (spread - weights / bins)).sum((-2, -1))
-    return start, length
+def _reach(low: float, high: float, stride: int, cells: int) -> tuple[int, int]:
+    """First and one past the last of `cells` cells that boxes from `low` to `high` read; at least one cell."""
+    first = min(max(math.floor(low / stride), 0), cells - 1)
+    return first, max(min(math.ceil(high / stride) + 1, cells), first + 1)

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from tracker_ros.networks.inputs import Normalising
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class Bottleneck(nn.Module):
         return self.relu(x.add_(shortcut) if not self.training else x + shortcut)
 
 
-class ResNet(nn.Module):
+class ResNet(Normalising):
     """ResNet stem and stages 1 to 3.
 
     Input: what `preprocess` makes of RGB. `forward` returns the outputs of stage 2 (stride 8) and stage 3 (stride 16),
@@ -116,16 +115,6 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    @staticmethod
-    def input_statistics() -> tuple[Tensor, Tensor]:
-        """Mean and deviation of RGB in [0, 255] that `preprocess` removes, 1x3x1x1 each."""
-        mean, deviation = (255 * torch.tensor(v).reshape(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-        return mean, deviation
-
-    def preprocess(self, image: Tensor) -> Tensor:
-        """RGB in [0, 255], Bx3xHxW of any real type, to the float32 input of `forward`: see `normalise`."""
-        return normalise(image)
-
     def forward(self, image: Tensor, last_only: bool = False) -> tuple[Tensor, Tensor]:
         """Bx3xHxW to (BxC2xH/8xW/8, BxC3xH/16xW/16), rounded up; gradients reach `last` alone if so wished."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not last_only):
@@ -149,10 +138,3 @@ def stage(
         shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
     first: Sequence[nn.Module] = [block(inputs, outputs, stride, shortcut)]
     return nn.Sequential(*first, *(block(outputs, outputs) for _ in range(count - 1)))
-
-
-def normalise(image: Tensor) -> Tensor:
-    """RGB in [0, 255], Bx3xHxW of any real type, to float32 with ImageNet's mean and standard deviation removed."""
-    mean = torch.tensor(IMAGENET_MEAN, device=image.device).reshape(1, 3, 1, 1) * 255
-    std = torch.tensor(IMAGENET_STD, device=image.device).reshape(1, 3, 1, 1) * 255
-    return (image.float() - mean) / std

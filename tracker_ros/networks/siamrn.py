@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tracker_ros.networks import inference
 from tracker_ros.networks.roi_pooling import bin_edges, bin_weights, pool_taps, precise_roi_pool, roi_taps
 from tracker_ros.networks.siamban import SIAMBAN18, SIAMBAN_LITE0, SIAMBAN_R50, SiamBANConfig, SiamBANNet
 from tracker_ros.networks.siamese import STRIDE, Kernels
@@ -361,7 +362,7 @@ class FusedRelation:
     def _match(self, levels: list[Tensor], supports: Sequence[tuple[Tensor, Tensor, Tensor]]) -> list[Tensor]:
         """One crop: search features CxHxW and (LxP^2xD, LxC, boxes Nx4) a support to N each."""
         height, width = levels[0].shape[-2:]
-        sparse = _sparse(levels[0].device)
+        sparse = inference.asking_is_free(levels[0].device)
         logits: list[Tensor | float] = [0.0] * len(supports)
         read = [
             (_box_weights(boxes, height, width), roi_taps(boxes, BINS, STRIDE, height, width) if sparse else None)
@@ -390,11 +391,6 @@ class FusedRelation:
 def _maximum(a: Tensor, b: Tensor) -> Tensor:
     """The larger one of each pair; where gradients are wanted, in a form whose backward pass is three times faster."""
     return b + (a - b).relu() if a.requires_grad else torch.maximum(a, b)
-
-
-def _sparse(device: torch.device) -> bool:
-    """Whether to read only the cells that matter: their number is needed on the host, which a GPU had to wait for."""
-    return device.type == "cpu"
 
 
 def _box_weights(boxes: Tensor, height: int, width: int) -> Tensor:

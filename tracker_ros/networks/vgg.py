@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from tracker_ros.networks.resnet import normalise
+from tracker_ros.networks.inputs import Normalising
 
 #: Convolutions of the five stages.
 _STAGES = (2, 2, 3, 3, 3)
@@ -32,7 +32,7 @@ class VGGConfig:
 VGG16_CONFIG = VGGConfig()
 
 
-class VGG16(nn.Module):
+class VGG16(Normalising):
     """VGG-16 up to SSD's second detection layer.
 
     Input: what `preprocess` makes of RGB. Cell ``i`` of a map of stride ``s`` is centred on pixel coordinate
@@ -65,10 +65,6 @@ class VGG16(nn.Module):
     def channels(self) -> tuple[int, int]:
         """Channels of the two maps."""
         return 8 * self.config.width, 16 * self.config.width
-
-    def preprocess(self, image: Tensor) -> Tensor:
-        """RGB in [0, 255], Bx3xHxW of any real type, to the float32 input of `forward`: see `normalise`."""
-        return normalise(image)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Bx3xHxW to conv4_3 (BxCxH/8xW/8) and conv7 (Bx2CxH/16xW/16), rounded up for sides divisible by 4."""

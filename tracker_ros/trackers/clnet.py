@@ -94,8 +94,8 @@ class CLNet(AnchorTracker):
             cells = hidden[0][0].shape[-1]
             scale = self.pixel(w, size)
             box = np.concatenate([(position - self.crops.origin(w, position)) / scale, size / scale])
-            label = self.label(box, maps.cls.log_softmax(1).double().cpu().numpy()[0], cells)
-            positive, negative = (torch.from_numpy(cell[None]).to(self._torch_device) for cell in self.sets(label))
+            label = self.label(box, self.link.download(maps.cls.log_softmax(1))[0], cells)
+            positive, negative = (self.link.upload(cell[None]) for cell in self.sets(label))
             return self.network.adjust(kernels, hidden, positive, negative, branches)
 
     def label(self, box: NDArray[np.float64], logits: NDArray[np.float64], cells: int) -> NDArray[np.int8]:

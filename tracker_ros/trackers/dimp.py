@@ -63,7 +63,7 @@ _INSIDE = 0.2
 #: Boxes (section 3.5): random ones around the predicted one, their spread in position and size over the target's;
 #: those that are averaged; those more elongated than this are discarded.
 _PROPOSALS = 9
-_JITTER = (0.1, 0.1, 0.5, 0.5)
+_JITTER = torch.tensor((0.1, 0.1, 0.5, 0.5))
 _AVERAGED = 3
 _MOST_ELONGATED = 6.0
 
@@ -269,12 +269,14 @@ def localize(scores: Tensor, previous: Tensor, target: Tensor, options: DiMPOpti
         options: gives the score below which there is no target.
     """
     _, height, width = scores.shape
-    center = scores.new_tensor([(width - 1) / 2, (height - 1) / 2])
     columns, rows = torch.arange(width, device=scores.device), torch.arange(height, device=scores.device)
 
     def maximum(maps: Tensor) -> tuple[Tensor, Tensor]:
         value, index = maps.flatten(1).max(1)
         return value, torch.stack([index % width, index // width], 1).to(scores.dtype)
+
+    def displacement(at: Tensor) -> Tensor:
+        return torch.stack([at[:, 0] - (width - 1) / 2, at[:, 1] - (height - 1) / 2], 1)
 
     first, at = maximum(scores)
     half = _NEIGHBOURHOOD * target / 2
@@ -283,7 +285,7 @@ def localize(scores: Tensor, previous: Tensor, target: Tensor, options: DiMPOpti
         (rows >= low[:, 1:]) & (rows <= high[:, 1:])
     )[:, :, None]
     second, at2 = maximum(scores.masked_fill(inside, 0.0))
-    cell1, cell2 = at - center, at2 - center
+    cell1, cell2 = displacement(at), displacement(at2)
     moved1, moved2 = (cell1 - previous).norm(dim=1), (cell2 - previous).norm(dim=1)
     limit = _DISPLACEMENT * math.sqrt(width * height) / 2
 
@@ -425,19 +427,17 @@ class DiMP(SearchTracker[DiMPTarget]):
     def look(self, crops: Tensor, targets: Sequence[DiMPTarget], views: Sequence[View], frame: Frame) -> Look:
         """See `SearchTracker.look`; `Look.extra` is the flag, the predicted overlap and the peak (x, y, image)."""
         o, net = self.options, self.network
-        height, width = frame.shape[:2]
         with self.timer.stage("backbone"):
             features = self._extract(crops)
         with self.timer.stage("classify"):
             samples = net.classification_features(features)
             filters = torch.stack([target.filter for target in targets])
             scores = apply_filter(samples[:, None], filters)[:, 0]
-            geometry = self.tensor(_geometry(views, targets))
-            origin, scale, position, size = geometry.split([2, 1, 2, 2], 1)
+            geometry = self.tensor(_geometry(views, targets, frame))
+            origin, scale, position, size, extent = geometry.split([2, 1, 2, 2, 2], 1)
             cell = scale * STRIDE
             found = localize(scores, (position - origin) / cell, size / cell, o)
         with self.timer.stage("refine"):
-            extent = scores.new_tensor([width, height])
             margin = (_INSIDE - 0.5) * size
             # A part of the target stays inside the image.
             center = torch.maximum(torch.minimum(found.cell * cell + origin, extent - margin), margin)
@@ -448,9 +448,8 @@ class DiMP(SearchTracker[DiMPTarget]):
                 torch.stack([target.modulation.stride16 for target in targets]),
             )
             jitter = torch.stack([target.draws.jitter(_PROPOSALS) for target in targets])
-            refined, overlap = self._refine(
-                features, vectors, torch.cat([corner, crop_size], 1), self.to_device(jitter)
-            )
+            around = self.link.upload((jitter - 0.5) * _JITTER)
+            refined, overlap = self._refine(features, vectors, torch.cat([corner, crop_size], 1), around)
             extra = torch.cat([torch.stack([found.flag, overlap], 1), center], 1)
         response = scores if o.heatmap else None
         return Look(found.peak, found.second, found.focus, refined, extra, response, scores.shape[-1], samples)
@@ -487,7 +486,7 @@ class DiMP(SearchTracker[DiMPTarget]):
         return Box.from_center(*view.window.center, side, side)
 
     def _refine(
-        self, features: BackboneFeatures, vectors: Modulation, boxes: Tensor, jitter: Tensor
+        self, features: BackboneFeatures, vectors: Modulation, boxes: Tensor, around: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Refine a box a target by maximising the predicted overlap (section 3.5).
 
@@ -495,7 +494,7 @@ class DiMP(SearchTracker[DiMPTarget]):
             features: backbone maps of B crops.
             vectors: modulation of their targets.
             boxes: Bx4 (x, y, w, h in crop pixels).
-            jitter: BxPx4 in [0, 1), the proposals' random numbers.
+            around: BxPx4 random offsets of position (x, y) and size (w, h), over the targets' overall sizes.
 
         Returns:
             The mean of the best boxes, Bx4 (NaN where none is left), and its predicted overlap, B in [0, 1].
@@ -505,14 +504,11 @@ class DiMP(SearchTracker[DiMPTarget]):
             return boxes, torch.full_like(boxes[:, 0], 0.5)
         maps = IoUFeatures(*(m.float() for m in self.network.iou_net.features(*features)))
         sizes, corner = boxes[:, None, 2:], boxes[:, None, :2]
-        factor = sizes.prod(-1, keepdim=True).sqrt() * boxes.new_tensor(_JITTER)
-        offset = (jitter - 0.5) * factor
+        offset = around * sizes.prod(-1, keepdim=True).sqrt()
         new_sizes = torch.maximum(sizes + offset[..., 2:], sizes.amin(-1, keepdim=True) / 3)
         new_centers = corner + sizes / 2 + offset[..., :2]
         proposals = torch.cat([boxes[:, None], torch.cat([new_centers - new_sizes / 2, new_sizes], -1)], 1)
-        for _ in range(iterations):
-            overlap, gradient = self._refiner(vectors, maps, proposals)
-            proposals = proposals + gradient * proposals[..., 2:].repeat(1, 1, 2)
+        proposals, overlap = self._refiner.ascend(vectors, maps, proposals, iterations)
         proposals = torch.cat([proposals[..., :2], proposals[..., 2:].clamp_min(1)], -1)
         ratio = proposals[..., 2] / proposals[..., 3]
         valid = (ratio < _MOST_ELONGATED) & (ratio > 1 / _MOST_ELONGATED)
@@ -583,7 +579,7 @@ class DiMP(SearchTracker[DiMPTarget]):
 
     def _upload(self, patch: NDArray[np.uint8], output: int) -> Tensor:
         """A BGR uint8 patch to the device, as RGB float32 in [0, 255] of `output` pixels a side: 1x3xNxN."""
-        image = self.to_device(torch.from_numpy(np.ascontiguousarray(patch)))
+        image = self.link.upload(patch)
         image = image.permute(2, 0, 1).flip(0)[None].float()
         if image.shape[-2:] != (output, output):
             image = F.interpolate(image, (output, output), mode="bilinear", align_corners=False)
@@ -594,10 +590,10 @@ class DiMP(SearchTracker[DiMPTarget]):
         return self.network.extract(image.to(self._dtype, memory_format=torch.channels_last))
 
 
-def _geometry(views: Sequence[View], targets: Sequence[DiMPTarget]) -> NDArray[np.float64]:
-    """Centre (x, y) and scale of each window, position (x, y) and size (w, h) of the target sought in it: Bx7."""
+def _geometry(views: Sequence[View], targets: Sequence[DiMPTarget], frame: Frame) -> NDArray[np.float64]:
+    """Centre (x, y) and scale of each window, position and size (x, y, w, h) of its target, the image's size: Bx9."""
     rows = [
-        [*view.window.center, view.window.scale, *target.position, *target.size]
+        [*view.window.center, view.window.scale, *target.position, *target.size, *frame.shape[1::-1]]
         for view, target in zip(views, targets, strict=True)
     ]
     return np.array(rows, np.float64)

@@ -22,14 +22,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.func import grad
 
 from tracker_ros.geometry.anchors import overall_size
 from tracker_ros.geometry.boxes import MIN_SIDE, Box
 from tracker_ros.geometry.crops import Window, window
 from tracker_ros.geometry.detection import cosine_window
-from tracker_ros.networks.adaptation import adapt, anchored_update, call, head_parameters
+from tracker_ros.networks.adaptation import adapt, anchored_update, call, head_parameters, mean
 from tracker_ros.networks.detection import Candidates, Detections, GuidedDetector
-from tracker_ros.networks.detection_loss import Samples, around, concatenate, make_samples, support_loss
+from tracker_ros.networks.detection_loss import Samples, around, concatenate, drawn_around, make_samples, support_loss
 from tracker_ros.trackers.base import Estimate, Frame, TrackState, option
 from tracker_ros.trackers.search import (
     Look,
@@ -143,6 +144,19 @@ PRESETS: dict[str, GuidedOptions] = {
 }
 
 
+@dataclass
+class Remembered:
+    """A sample of a frame that surely showed the target.
+
+    Attributes:
+        samples: one crop's.
+        gradient: of its loss at theta_0, which never changes; None until an update asks for it.
+    """
+
+    samples: Samples
+    gradient: dict[str, Tensor] | None = None
+
+
 @dataclass(kw_only=True)
 class GuidedTarget(Target):
     """Everything that a guided detector knows of one target.
@@ -151,7 +165,7 @@ class GuidedTarget(Target):
         guidance: D, what the exemplar tells the detector.
         parameters: of the target's own head, theta_t.
         anchor: those that the first frame left, theta_0 of eq. 4; the same for the whole track.
-        memory: samples of frames that surely showed the target, one crop each, newest last.
+        memory: of frames that surely showed the target, newest last.
         fresh: samples since the last update.
         updates: updates made since the first frame.
     """
@@ -159,7 +173,7 @@ class GuidedTarget(Target):
     guidance: Tensor
     parameters: dict[str, Tensor]
     anchor: dict[str, Tensor]
-    memory: deque[Samples] = field(default_factory=deque)
+    memory: deque[Remembered] = field(default_factory=deque)
     fresh: int = 0
     updates: int = 0
 
@@ -240,6 +254,7 @@ class GuidedTracker(SearchTracker[GuidedTarget]):
         self.network = cast(GuidedDetector, self.load(network))
         self._theta = {name: value.detach() for name, value in head_parameters(self.network.head).items()}
         self._rates = {name: float(rate) for name, rate in self.network.inner_rates(design.inner_rate).items()}
+        self._noise: dict[int, Tensor] = {}
         self._regression = 1.0 if design.adapt_regression else 0.0
         self._update_regression = self._regression if design.update_regression else 0.0
 
@@ -384,15 +399,19 @@ class GuidedTracker(SearchTracker[GuidedTarget]):
         """Store a crop's guided maps, labelled by the box that was found, as a sample."""
         box = self.tensor(_inside(w, target.position, target.size)[None])
         candidates = self.network.candidates(guided, self._around(box))
-        target.memory.append(make_samples(self.network, candidates, box).clone())
+        target.memory.append(Remembered(make_samples(self.network, candidates, box).clone()))
         target.fresh = min(target.fresh + 1, self.options.design.memory_size)
 
     def _around(self, boxes: Tensor) -> Tensor | None:
         """Boxes around the targets, for a two-stage detector to learn from."""
         if not self.network.two_stage:
             return None
-        generator = torch.Generator(self._torch_device).manual_seed(self.options.seed)
-        return around(boxes, _EXTRA_BOXES, generator)
+        # The same numbers on every device and in every frame.
+        count = len(boxes)
+        if count not in self._noise:
+            drawn = drawn_around(count, _EXTRA_BOXES, torch.Generator().manual_seed(self.options.seed))
+            self._noise[count] = self.link.upload(drawn)
+        return around(boxes, self._noise[count])
 
     def _update(self, target: GuidedTarget) -> None:
         """One update: the newest sample and others spread over the memory (section 3.4; eq. 4 where anchored)."""
@@ -401,9 +420,11 @@ class GuidedTracker(SearchTracker[GuidedTarget]):
         chosen = np.unique(np.linspace(0, count - 1, min(design.update_samples, count)).round().astype(int))
         if design.update_samples == 1:
             chosen = np.array([count - 1])
-        samples = concatenate([target.memory[int(i)] for i in chosen])
+        remembered = [target.memory[int(i)] for i in chosen]
+        samples = concatenate([one.samples for one in remembered])
         loss = support_loss(self.network.head, samples, self._update_regression)
         weight = o.anchor_weight if o.update == "maml_anchored" else 0.0
+        known = weight > 0 and design.update_iterations == 1
         target.parameters = anchored_update(
             loss,
             target.anchor,
@@ -412,9 +433,17 @@ class GuidedTracker(SearchTracker[GuidedTarget]):
             weight,
             design.update_iterations,
             limit=design.gradient_limit,
+            anchor_gradient=mean([self._anchor_gradient(target, one) for one in remembered]) if known else None,
         )
         target.fresh = 0
         target.updates += 1
+
+    def _anchor_gradient(self, target: GuidedTarget, one: Remembered) -> dict[str, Tensor]:
+        """The gradient of a sample's loss at theta_0, computed once."""
+        if one.gradient is None:
+            loss = support_loss(self.network.head, one.samples, self._update_regression)
+            one.gradient = {name: value.detach() for name, value in grad(loss)(dict(target.anchor)).items()}
+        return one.gradient
 
     # --- crops ---------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from tracker_ros import registry, weights
 from tracker_ros.geometry.anchors import overlap
 from tracker_ros.geometry.boxes import Box
 from tracker_ros.geometry.crops import Window, cut
-from tracker_ros.networks.inference import choose_device, choose_dtype, prepare
+from tracker_ros.networks.inference import Link, choose_device, choose_dtype, prepare
 from tracker_ros.trackers import rules
 from tracker_ros.trackers.base import Design, Estimate, Frame, Tracker, TrackerOptions, TrackState, option
 from tracker_ros.trackers.profile import NULL_TIMER, NullTimer
@@ -186,6 +186,7 @@ class SearchTracker(Tracker[TargetT]):
 
     Attributes:
         book: the rules that it keeps.
+        link: the way to its device and back.
 
     Raises:
         DeviceError: the device is not there.
@@ -203,6 +204,7 @@ class SearchTracker(Tracker[TargetT]):
         device = choose_device(options.device)
         self.device = str(device)
         self._torch_device = device
+        self.link = Link(device)
         self._dtype = choose_dtype(self.arithmetic(), device)
         self.book = RuleBook.read(() if self.published else self.own_rules, options.design.rules)
         self.timer: NullTimer = NULL_TIMER
@@ -290,7 +292,7 @@ class SearchTracker(Tracker[TargetT]):
                 crops = self.upload(patches)
             look = self.look(crops, [targets[i] for i in owners], views, frame)
             with self.timer.stage("select"):
-                seen = _to_host(look)
+                seen = _read(look, self.link)
             settled = []
             for i, target in enumerate(targets):
                 rows = [row for row, owner in enumerate(owners) if owner == i]
@@ -382,15 +384,11 @@ class SearchTracker(Tracker[TargetT]):
     def pixels(self, crops: Sequence[NDArray[np.uint8]]) -> Tensor:
         """BGR crops to the device: Bx3xSxS uint8. Channels lie last, which is how prepared convolutions want them."""
         stacked = crops[0][None] if len(crops) == 1 else np.stack(crops)
-        return self.to_device(torch.from_numpy(np.ascontiguousarray(stacked))).permute(0, 3, 1, 2)
+        return self.link.upload(stacked).permute(0, 3, 1, 2)
 
     def tensor(self, values: NDArray[np.float64]) -> Tensor:
         """Numbers to the device, float32."""
-        return self.to_device(torch.from_numpy(np.ascontiguousarray(values, np.float32)))
-
-    def to_device(self, values: Tensor) -> Tensor:
-        """`values` on the device, without waiting for it."""
-        return values if self._torch_device.type == "cpu" else values.to(self._torch_device, non_blocking=True)
+        return self.link.upload(values.astype(np.float32))
 
 
 def resample(frame: Frame, w: Window, fill: Sequence[int] | None = None) -> NDArray[np.uint8]:
@@ -431,7 +429,7 @@ def followed(
     )
 
 
-def _to_host(look: Look) -> list[Seen]:
+def _read(look: Look, link: Link) -> list[Seen]:
     """A `Look` on the host, crop by crop: the frame's one transfer back."""
     parts = [torch.stack([look.score, look.second, look.focus], 1), look.box, look.extra]
     shape: tuple[int, ...] = ()
@@ -440,7 +438,7 @@ def _to_host(look: Look) -> list[Seen]:
         parts.append(look.response.flatten(1))
     extra = look.extra.shape[1]
     seen = []
-    for row in torch.cat(parts, 1).double().cpu().numpy():
+    for row in link.download(torch.cat(parts, 1)):
         response = row[7 + extra :].reshape(shape) if shape else None
         score, second, focus = (float(v) for v in row[:3])
         seen.append(Seen(score, second, focus, row[3:7], row[7 : 7 + extra], response))

@@ -34,6 +34,7 @@ from tracker_ros.networks.detection_loss import (
     around,
     concatenate,
     detection_loss,
+    drawn_around,
     first_stage_loss,
     make_samples,
     support_loss,
@@ -388,7 +389,9 @@ class GuidedTraining(Run):
         boxes = torch.from_numpy(np.concatenate([plan.boxes for plan in plans]).astype(np.float32)).to(self.device)
         count = self.options.extra_boxes if net.two_stage else 0
         generator = torch.Generator(self.device).manual_seed(int(rng.integers(2**31)))
-        extra = around(boxes, count, generator) if count else boxes.new_zeros(len(boxes), 0, 4)
+        extra = (
+            around(boxes, drawn_around(len(boxes), count, generator)) if count else boxes.new_zeros(len(boxes), 0, 4)
+        )
         with self.autocast():
             seen = net.exemplar_maps(exemplars), net.backbone_maps(searches)
         if self.frozen:
