@@ -161,7 +161,7 @@ def _tag(image: Frame, mark: Mark) -> None:
     x1, y1, _, y2 = _corners(estimate.box)
     above = y1 - high - pad
     top = above if above >= _bar(image) else y2 + pad
-    left, top = min(max(x1, 0), max(width - wide, 0)), min(max(top, 0), max(height - high, 0))
+    left, top = min(max(x1, 0), max(width - wide, 0)), min(max(top, _bar(image)), max(height - high, 0))
     _tint(image[top : top + high, left : left + wide], _PANEL, 0.7)
     y = top + pad + line
     cv2.putText(image, name, (left + pad, y), _FONT, scale, PALETTE[mark.slot % len(PALETTE)], thickness, cv2.LINE_AA)
