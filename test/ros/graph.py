@@ -33,7 +33,7 @@ from tracker_ros.ros.node.tracking import TrackerNode
 from tracker_ros.ros.spinning import spin
 from tracker_ros.trackers.base import Estimate, Tracker, TrackerOptions, TrackState, option
 from tracker_ros_interfaces.msg import TrackStatus
-from tracker_ros_interfaces.srv import InitTarget
+from tracker_ros_interfaces.srv import InitTarget, StopTarget
 
 TIMEOUT = 20.0
 WIDTH, HEIGHT = 320, 240
@@ -47,7 +47,9 @@ class Puppet:
     Attributes:
         seconds: how long a step takes.
         state, score: what it says.
+        states: the same for the targets that were started on these boxes.
         fails: raise an exception in the next steps.
+        failing: raise one in those with a target that was started on one of these boxes.
         hold, hold_start: steps, and starts, wait until this is set; `starting` is set when a start begins.
         hold_load: what is loaded next waits until this is set; `loads` counts the loads that began.
         seen: mean grey of the images that it was shown, starts first.
@@ -56,7 +58,9 @@ class Puppet:
     seconds: float = 0.0
     state: TrackState = TrackState.TRACKING
     score: float = 0.75
+    states: dict[Box, TrackState] = field(default_factory=dict)
     fails: bool = False
+    failing: list[Box] = field(default_factory=list)
     hold: threading.Event = field(default_factory=threading.Event)
     hold_start: threading.Event = field(default_factory=threading.Event)
     hold_load: threading.Event = field(default_factory=threading.Event)
@@ -113,12 +117,19 @@ class PuppetTracker(Tracker):
     def step(self, frame, targets):
         self.puppet.hold.wait(TIMEOUT)
         time.sleep(self.puppet.seconds)
-        if self.puppet.fails:
+        if self.puppet.fails or any(box in self.puppet.failing for box in targets):
             raise RuntimeError("the puppet was told to fail")
         self.puppet.seen.append(float(frame.mean()))
         heat = np.linspace(0, 1, 19 * 19, dtype=np.float32).reshape(19, 19)
+        puppet = self.puppet
         return [
-            Estimate(box, self.puppet.score, self.puppet.state, Box.from_center(*box.center, 120, 120), heat)
+            Estimate(
+                box,
+                puppet.score,
+                puppet.states.get(box, puppet.state),
+                Box.from_center(*box.center, 120, 120),
+                heat,
+            )
             for box in targets
         ]
 
@@ -306,6 +317,9 @@ class Graph:
     def stop(self) -> Any:
         return self.call(Trigger, "stop_tracking")
 
+    def stop_target(self, target_id: str) -> Any:
+        return self.call(StopTarget, "stop_target", target_id=target_id)
+
     def pause(self, data: bool) -> Any:
         return self.call(SetBool, "pause_tracking", data=data)
 
@@ -345,6 +359,13 @@ class Graph:
         """The status that was published with the result of `image`."""
         found = (s for s in self.received["status"] if s.header == image.header and s.state != TrackStatus.STALE)
         return next(found, None)
+
+    def statuses(self, image: Any, count: int) -> dict[str, TrackStatus]:
+        """What was said of each of `count` targets in `image`, by their names."""
+        assert self.until(lambda: len(self.of("status", image)) >= count), "not all targets were spoken of"
+        found = self.of("status", image)
+        assert len(found) == count
+        return {status.target_id: status for status in found}
 
     def of(self, topic: str, image: Any) -> list[Any]:
         """Messages on `topic` with the header of `image`, waited for."""

@@ -102,7 +102,8 @@ def healthy(**changes) -> Health:
     ],
 )
 def test_verdicts(health, state, paused, level, words):
-    got, text = assess(health, state, "/cam", paused)
+    states = {} if state is TrackState.IDLE else {"car": state}
+    got, text = assess(health, states, "/cam", paused)
     assert got is level
     assert re.search(words, text)
 
@@ -160,3 +161,10 @@ def test_resident_memory_sees_what_was_allocated():
     block = bytearray(64 * 2**20)
     assert resident_memory() - before > 50 * 2**20
     assert len(block) == 64 * 2**20
+
+
+def test_the_verdict_names_each_of_several_targets():
+    states = {"car": TrackState.TRACKING, "bus": TrackState.UNCERTAIN}
+    assert assess(healthy(), states, "/cam", False) == (Level.OK, "car TRACKING, bus UNCERTAIN")
+    states["bus"] = TrackState.LOST
+    assert assess(healthy(), states, "/cam", False) == (Level.WARN, "LOST: bus")

@@ -68,9 +68,9 @@ def test_other_arrays_are_refused(image, encoding, words):
 def test_detection_and_status_carry_the_estimate():
     header = Header(frame_id="camera")
     estimate = Estimate(Box(10, 20, 30, 40), 0.25, TrackState.UNCERTAIN, Box(0, 0, 100, 120))
-    detection = messages.detection(header, estimate, "car")
+    detection = messages.detection(header, estimate, "car", "vehicle")
     assert (detection.header, detection.id) == (header, "car")
-    assert (detection.results[0].hypothesis.class_id, detection.results[0].hypothesis.score) == ("car", 0.25)
+    assert (detection.results[0].hypothesis.class_id, detection.results[0].hypothesis.score) == ("vehicle", 0.25)
     assert (detection.bbox.center.position.x, detection.bbox.size_y) == (25, 40)
     status = messages.status(header, estimate, tracker="kcf", latency=0.5, frames_received=7)
     assert (status.state, status.score, status.tracker, status.frames_received) == (status.UNCERTAIN, 0.25, "kcf", 7)

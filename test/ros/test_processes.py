@@ -117,6 +117,57 @@ def test_images_of_a_camera_arrive_and_the_target_is_followed(graph: Graph, star
     assert graph.until(lambda: "tracker" not in graph.client.get_node_names(), 5)
 
 
+def test_two_targets_are_followed_from_another_process(graph: Graph, start_node):
+    """Two targets start, are followed on every image, and one of them is stopped."""
+    rng = np.random.RandomState(0)
+    ground = np.full((240, 320, 3), 80, np.uint8)
+    patches = rng.randint(0, 255, (2, 40, 48, 3)).astype(np.uint8)
+
+    def box(name: str, k: int) -> Box:
+        return Box(40 + 2 * k, 40, 48, 40) if name == "car" else Box(220 - 2 * k, 150, 48, 40)
+
+    def scene(k: int) -> Image:
+        frame = ground.copy()
+        for patch, name in zip(patches, ("car", "bus"), strict=True):
+            x, y = map(int, box(name, k)[:2])
+            frame[y : y + 40, x : x + 48] = patch
+        return messages.image_to_message(frame, "bgr8", graph.header())
+
+    def show(k: int, count: int) -> Image:
+        """An image that the node speaks about `count` times; sent anew where it was lost on the way."""
+        for _ in range(5):
+            image = scene(k)
+            graph.images.publish(image)
+            if graph.until(lambda image=image: len([s for s in spoken() if s.header == image.header]) == count, 2.0):
+                return image
+        raise AssertionError("the node does not speak of all targets")
+
+    def spoken() -> list[TrackStatus]:
+        return [status for status in graph.received["status"] if status.state != TrackStatus.STALE]
+
+    process = start_node("tracker:=kcf", "max_targets:=2")
+    graph.listen("status", "detections")
+    assert graph.until(graph.images.get_subscription_count), output(process)
+    assert graph.until(lambda: graph.client.count_publishers("status") and graph.client.count_publishers("detections"))
+    first = show(0, 1)
+    for name in ("car", "bus"):
+        answer = graph.init(box(name, 0), stamp=first.header.stamp, target_id=name)
+        assert answer.success, answer.message
+    assert "there are: bus, car" in graph.init(box("car", 0), target_id="van").message
+    for k in range(1, 11):
+        image = show(k, 2)
+        (array,) = graph.of("detections", image)
+        centres = {d.id: messages.box_from_message(d.bbox).center for d in array.detections}
+        assert centres == {name: pytest.approx(box(name, k).center, abs=4) for name in ("car", "bus")}
+    assert graph.stop_target("bus").success
+    image = show(11, 1)
+    assert graph.status_of(image).target_id == "car"
+    process.send_signal(signal.SIGINT)
+    text = output(process)
+    assert process.returncode == 0, text
+    assert "Traceback" not in text
+
+
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("tracker", ["kcf", "no_such_tracker"])
 def test_signals_end_the_process_cleanly(graph: Graph, start_node, tracker, end):

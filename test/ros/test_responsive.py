@@ -113,9 +113,7 @@ def test_a_detector_that_floods_init_box_does_not_starve_the_images(graph):
         report = diagnosis(graph, "init_box comes faster")
     assert len(found) >= 5, "images must get their turn"
     assert report.level == DiagnosticStatus.WARN
-    assert graph.until(lambda: graph.node.pipeline.session.target_id == f"box{k}"), (
-        "the newest box is the one that counts"
-    )
+    assert graph.until(lambda: graph.node.pipeline.session.named == f"box{k}"), "the newest box is the one that counts"
     assert graph.puppet.starts < k / 2, "boxes that wait give way to newer ones"
 
 
@@ -340,7 +338,7 @@ def test_parameters_that_change_while_the_node_configures_count(graph):
 
 def test_an_option_that_can_change_in_place_keeps_the_track(graph):
     track(graph, puppet__in_place=True)
-    tracker, target = graph.node.pipeline.session.tracker, graph.node.pipeline.session._target
+    tracker, target = graph.node.pipeline.session.tracker, graph.node.pipeline.session.tracks["first"].handle
     for values, options in [
         ({"puppet__gain": 0.25}, (0.25, 3)),
         ({"puppet__count": 5}, (0.25, 5)),
@@ -352,7 +350,7 @@ def test_an_option_that_can_change_in_place_keeps_the_track(graph):
     assert (tracker.options.gain, tracker.options.count) == (0.5, 2)
     assert not graph.set(puppet__gain=7.0)[0].successful
     assert graph.node.pipeline.session.tracker is tracker
-    assert graph.node.pipeline.session._target is target
+    assert graph.node.pipeline.session.tracks["first"].handle is target
     assert (graph.puppet.loads, graph.puppet.starts) == (1, 1)
     assert graph.status_of(graph.process()).target_id == "first"
     # What needs another tracker still makes one.

@@ -96,7 +96,13 @@ def test_a_state_of_another_version_is_left_out(sightings: Sightings, told: list
 
 def test_every_request_gets_an_answer(graph: Graph, told: list):
     client = TrackerClient(graph.client, told.append)
-    for request in (client.start(0, BOX, "car"), client.stop(), client.pause(True), client.select("kcf")):
+    for request in (
+        client.start(0, BOX, "car"),
+        client.stop(),
+        client.stop("car"),
+        client.pause(True),
+        client.select("kcf"),
+    ):
         answer = request.result(5)
         assert not answer.ok
         assert "the tracker is not there" in answer.text
@@ -116,6 +122,11 @@ def test_every_request_gets_an_answer(graph: Graph, told: list):
     assert client.pause(True).result(20).ok
     assert "paused" in client.start(0, BOX, "car").result(20).text
     assert client.pause(False).result(20).ok
+
+    assert client.stop("bus").result(20).text == "there is no target 'bus'; there are: car"
+    assert client.stop("car").result(20).ok
+    assert graph.until(lambda: graph.node.pipeline.session.tracks == {})
+    assert client.start(0, BOX, "car").result(20).ok
 
     # A tracker that says nothing for longer than anybody waits.
     graph.puppet.hold.clear()

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tracker_ros.ros.mailbox import Counts
@@ -196,7 +196,7 @@ def percentile(values: list[float], q: float) -> float:
 
 def assess(
     health: Health,
-    state: TrackState,
+    states: Mapping[str, TrackState],
     topic: str,
     paused: bool,
     *,
@@ -209,7 +209,7 @@ def assess(
 
     Args:
         health: see `Health`.
-        state: of the target.
+        states: of the targets, by their names.
         topic: of the images.
         paused: whether the node was told to take no images.
         silence: seconds without an image that are reported.
@@ -233,8 +233,9 @@ def assess(
         warnings += sameness(health.same_picture, health.same_stamp)
     if not paused and health.blank > 0.1:
         warnings.append(f"{health.blank:.0%} of the images are blank (one even colour)")
-    if not paused and state is TrackState.LOST:
-        warnings.append("the target is LOST")
+    lost = [name for name, state in states.items() if state is TrackState.LOST]
+    if not paused and lost:
+        warnings.append("the target is LOST" if len(states) == 1 else f"LOST: {', '.join(lost)}")
     for kind, count in health.replaced.items():
         warnings.append(f"{kind} comes faster than it can be carried out: {count} replaced in {WINDOW:g} s")
     if not paused and abs(health.latency_p50) > CLOCK_MISMATCH:
@@ -244,8 +245,15 @@ def assess(
         )
     if errors or warnings:
         return Level.ERROR if errors else Level.WARN, "; ".join(errors + warnings)
-    text = "paused" if paused else "no target" if state is TrackState.IDLE else state.name
+    text = "paused" if paused else summary(states) or "no target"
     return Level.OK, f"{text}; loading {loading}" if loading else text
+
+
+def summary(states: Mapping[str, TrackState]) -> str:
+    """The targets' states in a few words; empty where there is none."""
+    if len(states) == 1:
+        return next(iter(states.values())).name
+    return ", ".join(f"{name} {state.name}" for name, state in states.items())
 
 
 def lateness(waiting: float, doing: str) -> str:

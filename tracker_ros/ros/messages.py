@@ -102,15 +102,15 @@ def new_image(width: int, height: int, encoding: str, header: Header) -> tuple[I
     return message, pixels.reshape((height, width, channels) if channels > 1 else (height, width))
 
 
-def detection(header: Header, estimate: Estimate, target_id: str) -> Detection2D:
-    """What an estimate says: one hypothesis with the target's name as class, the score, and how exact the box is.
+def detection(header: Header, estimate: Estimate, target_id: str, label: str = "") -> Detection2D:
+    """What an estimate says: the target's name as id, and one hypothesis: its label, the score, how exact the box is.
 
     The hypothesis' pose is the box's centre in pixels. Its covariance, in square pixels, is that of a centre which
     lies anywhere in the box at a score of 0, and within a tenth of it at a score of 1, each side for itself; what a box
     in an image does not tell (depth, rotations) has the variance `UNKNOWN_VARIANCE`.
     """
     result = ObjectHypothesisWithPose()
-    result.hypothesis.class_id = target_id
+    result.hypothesis.class_id = label
     result.hypothesis.score = float(estimate.score)
     position = result.pose.pose.position
     position.x, position.y = (float(v) for v in estimate.box.center)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -22,6 +23,11 @@ COLOURS: dict[TrackState, Colour] = {
     TrackState.UNCERTAIN: (40, 190, 255),
     TrackState.LOST: (70, 70, 245),
 }
+#: BGR colours that tell several targets apart; none of them is a state's.
+PALETTE: tuple[Colour, ...] = (
+    (255, 178, 84), (208, 96, 255), (236, 232, 72), (120, 150, 255),
+    (255, 110, 130), (160, 225, 190), (200, 180, 255), (110, 190, 205),
+)  # fmt: skip
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _PANEL: Colour = (24, 20, 18)
 _TEXT: Colour = (240, 240, 240)
@@ -46,6 +52,25 @@ class Caption:
     fps: float = math.nan
     latency: float = math.nan
     note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One of several targets.
+
+    Attributes:
+        estimate: in pixels of the image.
+        name: of the target.
+        slot: says which colour of `PALETTE` it has.
+        note: shown instead of the state, for instance a failure.
+        selected: its heatmap and search region are drawn too.
+    """
+
+    estimate: Estimate
+    name: str
+    slot: int
+    note: str = ""
+    selected: bool = False
 
 
 def draw(frame: Frame, estimate: Estimate | None, caption: Caption | None = None, heat: float = 0.55) -> Frame:
@@ -77,7 +102,70 @@ def draw_on(image: Frame, estimate: Estimate | None, caption: Caption | None = N
             _dashed(image, estimate.box, colour, max(1, round(1.6 * unit)))
         else:
             _brackets(image, estimate.box, colour, max(1, round(2.4 * unit)))
-    _panel(image, state, estimate, caption or Caption(), colour)
+    caption = caption or Caption()
+    main = caption.note or state.name
+    if estimate is not None and not caption.note:
+        main += f" {estimate.score:.2f}"
+    _panel(image, main, caption, colour)
+
+
+def draw_targets_on(image: Frame, marks: Sequence[Mark], caption: Caption | None = None, heat: float = 0.55) -> None:
+    """Draw several targets: each box in its target's colour, with its name, state and score.
+
+    Args:
+        image: HxWx3 uint8, BGR; is drawn on.
+        marks: the targets, in pixels of `image`.
+        caption: the line of text.
+        heat: opacity of the heatmap at its peak, 0 for none.
+    """
+    unit = min(image.shape[:2]) / 480
+    for mark in (mark for mark in marks if mark.selected):
+        estimate = mark.estimate
+        if estimate.heatmap is not None and heat > 0:
+            _blend(image, estimate.heatmap, estimate.search_region, heat)
+        if estimate.search_region != estimate.box:
+            _rectangle(image, estimate.search_region, (225, 225, 225), max(1, round(unit)), 0.45)
+    for mark in marks:
+        colour = PALETTE[mark.slot % len(PALETTE)]
+        if mark.estimate.state is TrackState.LOST:
+            _dashed(image, mark.estimate.box, colour, max(1, round(1.6 * unit)))
+        else:
+            _brackets(image, mark.estimate.box, colour, max(1, round(2.4 * unit)))
+    count = len(marks)
+    lost = sum(mark.estimate.state is TrackState.LOST for mark in marks)
+    main = ("no target", "1 target")[count] if count < 2 else f"{count} targets"
+    _panel(image, main + (f", {lost} LOST" if lost else ""), caption or Caption(), COLOURS[_worst(marks)])
+    for mark in marks:  # Last, as they must be read.
+        _tag(image, mark)
+
+
+def _worst(marks: Sequence[Mark]) -> TrackState:
+    return max((mark.estimate.state for mark in marks), default=TrackState.IDLE)
+
+
+def _tag(image: Frame, mark: Mark) -> None:
+    """A target's name, state and score above its box, or below where there is no room."""
+    height, width = image.shape[:2]
+    estimate, state = mark.estimate, mark.estimate.state
+    scale = min(max(min(width, height) / 480 * 0.42, 0.3), 2.4)
+    thickness = max(1, round(scale * 1.4))
+    said = f" {mark.note or state.name}" + ("" if mark.note else f" {estimate.score:.2f}")
+    (_, line), base = cv2.getTextSize("Ag", _FONT, scale, thickness)
+    pad = max(2, round(line * 0.4))
+    room = width - 2 * pad - _width(said, scale, thickness)
+    name = mark.name
+    while name and _width(name, scale, thickness) > room:
+        name = name[:-1]
+    first = _width(name, scale, thickness)
+    wide, high = first + _width(said, scale, thickness) + 2 * pad, line + base // 2 + 2 * pad
+    x1, y1, _, y2 = _corners(estimate.box)
+    above = y1 - high - pad
+    top = above if above >= _bar(image) else y2 + pad
+    left, top = min(max(x1, 0), max(width - wide, 0)), min(max(top, _bar(image)), max(height - high, 0))
+    _tint(image[top : top + high, left : left + wide], _PANEL, 0.7)
+    y = top + pad + line
+    cv2.putText(image, name, (left + pad, y), _FONT, scale, PALETTE[mark.slot % len(PALETTE)], thickness, cv2.LINE_AA)
+    cv2.putText(image, said, (left + pad + first, y), _FONT, scale, COLOURS[state], thickness, cv2.LINE_AA)
 
 
 def _blend(image: Frame, heatmap: NDArray[np.float32], region: Box, heat: float) -> None:
@@ -174,25 +262,19 @@ def _dashed(image: Frame, box: Box, colour: Colour, thickness: int) -> None:
             cv2.line(image, start, end, colour, thickness, cv2.LINE_AA)
 
 
-def _panel(image: Frame, state: TrackState, estimate: Estimate | None, caption: Caption, colour: Colour) -> None:
-    """The line of text at the top: a dot in the state's colour, the state, and whatever else has room."""
+def _panel(image: Frame, main: str, caption: Caption, colour: Colour) -> None:
+    """The line of text at the top: a dot and `main` in a colour, and whatever else has room."""
     height, width = image.shape[:2]
-    scale = min(max(min(width, height) / 480 * 0.55, 0.3), 3.0)
-    thickness = max(1, round(scale * 1.6))
-    (_, line), base = cv2.getTextSize("Ag", _FONT, scale, thickness)
-    pad = max(2, round(line * 0.55))
-    bar = line + base // 2 + 2 * pad
+    scale, thickness, line, pad = _type_size(image)
+    bar = _bar(image)
     dot = max(2, round(line * 0.42))
 
-    main = caption.note or state.name
-    if estimate is not None and not caption.note:
-        main += f" {estimate.score:.2f}"
     # In the order of importance: where the image is narrow, parts at the end give way first.
     extras = [
         caption.tracker,
         "" if math.isnan(caption.latency) else f"{caption.latency * 1e3:.0f} ms",
         "" if math.isnan(caption.fps) else f"{caption.fps:.0f} fps",
-        caption.target_id if estimate is not None else "",
+        caption.target_id,
     ]
     left = 2 * pad + 2 * dot
     room = width - left - pad - _width(main, scale, thickness)
@@ -214,6 +296,21 @@ def _panel(image: Frame, state: TrackState, estimate: Estimate | None, caption: 
         x -= _width(text, scale, thickness)
         cv2.putText(image, text, (x, y), _FONT, scale, _TEXT, thickness, cv2.LINE_AA)
         x -= gap
+
+
+def _type_size(image: Frame) -> tuple[float, int, int, int]:
+    """Of the line at the top: scale and thickness of its text, height of a letter, and the space around it."""
+    scale = min(max(min(image.shape[:2]) / 480 * 0.55, 0.3), 3.0)
+    thickness = max(1, round(scale * 1.6))
+    line = int(cv2.getTextSize("Ag", _FONT, scale, thickness)[0][1])
+    return scale, thickness, line, max(2, round(line * 0.55))
+
+
+def _bar(image: Frame) -> int:
+    """Height of the line at the top."""
+    scale, thickness, line, pad = _type_size(image)
+    base = int(cv2.getTextSize("Ag", _FONT, scale, thickness)[1])
+    return line + base // 2 + 2 * pad
 
 
 def _width(text: str, scale: float, thickness: int) -> int:

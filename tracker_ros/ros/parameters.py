@@ -53,6 +53,11 @@ class NodeOptions:
     device: str = _parameter("auto", "where the tracker runs: auto (CUDA where there is one), cpu, cuda or cuda:N")
     weights: str = _parameter("", "weights file of the tracker; empty: the ones that the package ships")
     update: str = _parameter("", "the tracker's update policy, where it has one, such as none; empty: its default")
+    max_targets: int = _parameter(
+        1, "most targets at a time; 1: a new one replaces the one before; each more costs a frame more time",
+        low=1, high=16,
+    )  # fmt: skip
+    selected: str = _parameter("", "target that detection and heatmap are of; empty: the one that was started last")
     image_transport: str = _parameter(
         "raw", "raw: sensor_msgs/Image on image_raw; compressed: CompressedImage on image_raw/compressed",
         choices=("raw", "compressed"), read_only=True,

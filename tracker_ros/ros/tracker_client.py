@@ -17,19 +17,16 @@ from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 from vision_msgs.msg import Detection2DArray
 
-import tracker_ros_interfaces.srv
 from tracker_ros.geometry.boxes import Box, InvalidBox
 from tracker_ros.remote.tracker import Answer, Sighting, State
 from tracker_ros.ros import messages
 from tracker_ros_interfaces.msg import TrackStatus
-from tracker_ros_interfaces.srv import InitTarget
+from tracker_ros_interfaces.srv import InitTarget, StopTarget
 
 #: Seconds that a request may take: the node's own `service_timeout` and a little; loading a tracker takes longer.
 _ANSWER, _LOADING = 8.0, 60.0
 #: Images whose `status` and `detections` are waited for at a time.
 _WAITING = 64
-#: The service that stops one of several targets, where the interfaces have it.
-_StopTarget: Any = getattr(tracker_ros_interfaces.srv, "StopTarget", None)
 
 
 class Sightings:
@@ -98,7 +95,7 @@ class TrackerClient:
         node.create_subscription(TrackStatus, "status", sightings.add_status, deep)
         self._init = node.create_client(InitTarget, "init_target")
         self._stop = node.create_client(Trigger, "stop_tracking")
-        self._stop_one = None if _StopTarget is None else node.create_client(_StopTarget, "stop_target")
+        self._stop_one = node.create_client(StopTarget, "stop_target")
         self._pause = node.create_client(SetBool, "pause_tracking")
         self._get = node.create_client(GetParameters, f"{tracker_node}/get_parameters")
         self._set = node.create_client(SetParameters, f"{tracker_node}/set_parameters")
@@ -111,10 +108,9 @@ class TrackerClient:
 
     def stop(self, target_id: str = "") -> Future[Answer]:
         """See `RemoteTracker.stop`."""
-        if target_id and self._stop_one is not None and self._stop_one.service_is_ready():
-            request = _StopTarget.Request(target_id=target_id)
+        if target_id:
+            request = StopTarget.Request(target_id=target_id)
             return self._ask(self._stop_one, request, lambda r: Answer(r.success, r.message))
-        # A node without that service has one target at most.
         return self._ask(self._stop, Trigger.Request(), lambda r: Answer(r.success, r.message))
 
     def pause(self, paused: bool) -> Future[Answer]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,12 @@ from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
-from vision_msgs.msg import Detection2D, Detection2DArray
+from vision_msgs.msg import BoundingBox2D, Detection2D, Detection2DArray
 
 from tracker_ros.ros import diagnostics, heatmap, messages, overlay
 from tracker_ros.ros.mailbox import Counts
-from tracker_ros.trackers.base import Estimate, Frame, TrackState
+from tracker_ros.ros.session import TargetReport
+from tracker_ros.trackers.base import Frame
 from tracker_ros_interfaces.msg import TrackStatus
 
 
@@ -26,24 +28,19 @@ class Report:
 
     Attributes:
         header: of the image.
-        estimate: of the target; None where there is none.
-        target_id, tracker: names of the target and of the tracker.
-        frames_since_seen: processed images since the target was last seen.
+        targets: what is said of each target, the oldest first.
+        selected: name of the one that `detection` and `heatmap` are of.
+        tracker: name of the tracker.
         counts: of the images.
         latency: seconds from the image's stamp to the result; NaN where it has no stamp.
-        reason: why the state should be doubted, in words.
-        failed: the tracker failed on the image, and the estimate's box is an older one.
     """
 
     header: Header
-    estimate: Estimate | None
-    target_id: str
+    targets: Sequence[TargetReport]
+    selected: str
     tracker: str
-    frames_since_seen: int
     counts: Counts
     latency: float
-    reason: str = ""
-    failed: bool = False
 
 
 class Outputs:
@@ -73,22 +70,24 @@ class Outputs:
 
     def publish(self, report: Report) -> None:
         """Detections and status of one image."""
-        header, estimate = report.header, report.estimate
-        found = []
+        header, found = report.header, []
         # The box of a LOST target is an old one: whoever takes a box without its state must not get it.
-        if estimate is not None and not report.failed and estimate.state is not TrackState.LOST:
-            found = [messages.detection(header, estimate, report.target_id)]
-            self._detection.publish(found[0])
+        for target in (target for target in report.targets if target.seen):
+            found.append(messages.detection(header, target.estimate, target.target_id, target.label))
+            if target.target_id == report.selected:
+                self._detection.publish(found[-1])
         self._detections.publish(messages.detections(header, found))
-        self._status.publish(_status(report))
+        for message in _statuses(report):
+            self._status.publish(message)
 
-    def publish_stale(self, report: Report) -> None:
-        """A status that says that there is no news; the report's estimate is not used."""
-        message = _status(report)
-        message.state = TrackStatus.STALE
-        self._status.publish(message)
+    def publish_stale(self, report: Report, reason: str) -> None:
+        """A status of each target that says that there is no news, and why."""
+        for message in _statuses(report):
+            message.state, message.score, message.reason = TrackStatus.STALE, 0.0, reason
+            message.search_region = BoundingBox2D()
+            self._status.publish(message)
 
-    def publish_pictures(self, report: Report, frame: Frame, fps: float, stride: int) -> None:
+    def publish_pictures(self, report: Report, frame: Frame, fps: float, stride: int, several: bool) -> None:
         """The expensive outputs, only while someone looks at them.
 
         Args:
@@ -96,21 +95,32 @@ class Outputs:
             frame: HxWx3 uint8, BGR.
             fps: processed images a second, for the caption.
             stride: image pixels for each cell of the heatmap topic.
+            several: whether there may be several targets, which are told apart by their colours then.
         """
         height, width = frame.shape[:2]
-        estimate = report.estimate
-        if estimate is not None and _wanted(self._heatmap):
+        selected = next((target for target in report.targets if target.target_id == report.selected), None)
+        if selected is not None and _wanted(self._heatmap):
+            estimate = selected.estimate
             aligned = heatmap.align(estimate.heatmap, estimate.search_region, width, height, stride)
             self._heatmap.publish(messages.image_to_message(aligned, "32FC1", report.header))
-        if self.annotating:
-            caption = overlay.Caption(
-                tracker=report.tracker,
-                target_id=report.target_id,
-                fps=fps,
-                latency=report.latency if abs(report.latency) < diagnostics.CLOCK_MISMATCH else math.nan,
-                note="TRACKER FAILED" if report.failed else "",
-            )
-            self._artist.draw(report.header, frame, estimate, caption)
+        if not self.annotating:
+            return
+        latency = report.latency if abs(report.latency) < diagnostics.CLOCK_MISMATCH else math.nan
+        caption = overlay.Caption(tracker=report.tracker, fps=fps, latency=latency)
+        if several:
+            marks = [
+                overlay.Mark(
+                    target.estimate, target.target_id, target.slot, _note(target), target.target_id == report.selected
+                )
+                for target in report.targets
+            ]
+            self._artist.draw(report.header, frame, lambda pixels: overlay.draw_targets_on(pixels, marks, caption))
+            return
+        target = report.targets[0] if report.targets else None
+        if target is not None:
+            caption = dataclasses.replace(caption, target_id=target.target_id, note=_note(target))
+        only = target.estimate if target is not None else None
+        self._artist.draw(report.header, frame, lambda pixels: overlay.draw_on(pixels, only, caption))
 
     def close(self) -> None:
         """End the drawing thread; afterwards nothing more is drawn."""
@@ -124,16 +134,16 @@ class Artist:
         self._publisher = publisher
         self._failed = failed
         self._condition = threading.Condition()
-        self._next: tuple[Header, Frame, Estimate | None, overlay.Caption] | None = None
+        self._next: tuple[Header, Frame, Callable[[Frame], None]] | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def draw(self, header: Header, frame: Frame, estimate: Estimate | None, caption: overlay.Caption) -> None:
-        """Have a picture drawn and published; one that still waits to be drawn gives way."""
+    def draw(self, header: Header, frame: Frame, paint: Callable[[Frame], None]) -> None:
+        """Have a copy of `frame` painted on and published; a picture that still waits to be drawn gives way."""
         with self._condition:
             if self._closed:
                 return
-            self._next = header, frame, estimate, caption
+            self._next = header, frame, paint
             self._condition.notify()
             if self._thread is None:  # Where nobody ever looks there is no thread.
                 self._thread = threading.Thread(target=self._run, name="artist", daemon=True)
@@ -154,36 +164,49 @@ class Artist:
                     self._condition.wait()
                 if self._next is None:
                     return
-                header, frame, estimate, caption = self._next
+                header, frame, paint = self._next
                 self._next = None
             message: Any = None
             pixels: Any = None
             try:
                 message, pixels = messages.new_image(frame.shape[1], frame.shape[0], "bgr8", header)
                 pixels[:] = frame
-                overlay.draw_on(pixels, estimate, caption)
+                paint(pixels)
                 self._publisher.publish(message)
             except Exception as error:
                 if not self._closed:  # Or else the node goes away under the thread.
                     self._failed(error)
             # Keep nothing alive while waiting.
-            del header, frame, estimate
+            del header, frame, paint
             message = pixels = None
 
 
-def _status(report: Report) -> TrackStatus:
-    return messages.status(
-        report.header,
-        report.estimate,
-        target_id=report.target_id,
-        tracker=report.tracker,
-        latency=report.latency,
-        reason=report.reason,
-        frames_since_seen=report.frames_since_seen,
-        frames_received=report.counts.received,
-        frames_processed=report.counts.processed,
-        frames_dropped=report.counts.dropped,
-    )
+def _statuses(report: Report) -> list[TrackStatus]:
+    """One for each target; one without a name where there is none."""
+    fields: dict[str, Any] = {
+        "tracker": report.tracker,
+        "latency": report.latency,
+        "frames_received": report.counts.received,
+        "frames_processed": report.counts.processed,
+        "frames_dropped": report.counts.dropped,
+    }
+    if not report.targets:
+        return [messages.status(report.header, None, **fields)]
+    return [
+        messages.status(
+            report.header,
+            target.estimate,
+            target_id=target.target_id,
+            reason=target.reason,
+            frames_since_seen=target.frames_since_seen,
+            **fields,
+        )
+        for target in report.targets
+    ]
+
+
+def _note(target: TargetReport) -> str:
+    return "TRACKER FAILED" if target.failed else ""
 
 
 def _wanted(publisher: Any) -> bool:

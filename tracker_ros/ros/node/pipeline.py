@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
@@ -20,10 +20,10 @@ from tracker_ros.ros.mailbox import Counts
 from tracker_ros.ros.node.outputs import Outputs, Report
 from tracker_ros.ros.node.stream import ImageStream
 from tracker_ros.ros.parameters import NodeOptions
-from tracker_ros.ros.session import Session, TrackerFailed
+from tracker_ros.ros.session import Session, TargetReport
 from tracker_ros.ros.worker import Command, Worker
 from tracker_ros.text import printable
-from tracker_ros.trackers.base import Estimate, Frame, Tracker, TrackState
+from tracker_ros.trackers.base import Frame, Tracker
 
 #: Seconds between two log messages of the same kind.
 _THROTTLE = 5.0
@@ -36,16 +36,16 @@ class Outcome:
     """What the worker found in one image.
 
     Attributes:
-        estimate: of the target; None where there is none.
-        failure: why the tracker or the decoder failed, empty if they did not.
+        targets: what is to be said of each target.
         frame: the decoded image, None where nobody needed it.
         blank: whether the image shows nothing at all.
+        decoded: whether anything can be said of the image.
     """
 
-    estimate: Estimate | None = None
-    failure: str = ""
+    targets: Sequence[TargetReport] = ()
     frame: Frame | None = None
     blank: bool = False
+    decoded: bool = True
 
 
 class Pipeline:
@@ -55,7 +55,7 @@ class Pipeline:
     nothing that it does later reaches the next one.
 
     Attributes:
-        session: the tracker and its target; only the worker touches it while it runs.
+        session: the tracker and its targets; while the worker runs, others only read which targets there are.
         worker: the thread.
         publishing: whether results are published.
     """
@@ -73,7 +73,7 @@ class Pipeline:
         self._outputs = outputs
         self._options = options
         self._warned_size = (0, 0)
-        #: One a track: what a target looks like must not change with what else is in view.
+        #: What a target looks like must not change with what else is in view: it stays while there is one.
         self._scale = images.GreyScale.parse(options().grey_scale)
         self.publishing = False
         self.session = Session(tracker)
@@ -84,7 +84,7 @@ class Pipeline:
     def _process(self, received: Received[Any]) -> tuple[bool, Outcome]:
         """Find the target in one image. Returns whether it was processed, and what was found."""
         session = self.session
-        idle = not session.active
+        idle = not session.tracks
         try:
             if idle and not self._outputs.annotating:
                 images.check_message(received.message)  # So that a camera that can't be used is known at once.
@@ -92,16 +92,19 @@ class Pipeline:
             frame = images.from_message(received.message, self._scale)
         except images.InvalidImage as error:
             self._fail(str(error), decoding=True)
-            return False, Outcome(failure=str(error))
+            return False, Outcome(decoded=False)
         blank = is_blank(frame)
         if idle:
             return True, Outcome(frame=frame, blank=blank)
         self._warn_of_size(frame)
-        try:
-            return True, Outcome(session.step(frame, plausible=not blank), frame=frame, blank=blank)
-        except TrackerFailed as error:
-            self._fail(str(error), decoding=False)
-            return False, Outcome(session.estimate, str(error), frame, blank)
+        targets = session.step(frame, plausible=not blank)
+        failed = [target for target in targets if target.failed]
+        if failed:
+            name = len(targets) > 1
+            self._fail(
+                "; ".join(f"target '{t.target_id}': {t.reason}" if name else t.reason for t in failed), decoding=False
+            )
+        return len(failed) < len(targets), Outcome(targets, frame, blank)
 
     def _fail(self, reason: str, decoding: bool) -> None:
         if not self.publishing:
@@ -116,8 +119,9 @@ class Pipeline:
 
     def _warn_of_size(self, frame: Frame) -> None:
         height, width = frame.shape[:2]
-        if (width, height) not in (self.session.start_size, self._warned_size):
-            started = "{}x{}".format(*self.session.start_size)
+        others = {track.size for track in self.session.tracks.values()} - {(width, height)}
+        if others and (width, height) != self._warned_size:
+            started = ", ".join("{}x{}".format(*size) for size in sorted(others))
             self._node.get_logger().warning(
                 f"images are now {width}x{height}, the track started on {started}; they are scaled to that size, "
                 "call init_target again to track at the new one"
@@ -134,57 +138,52 @@ class Pipeline:
         """Publish what was found in one image."""
         if not self.publishing:
             return
-        monitor, session = self._stream.monitor, self.session
-        estimate, reason = outcome.estimate, ""
+        if not outcome.decoded:
+            return  # Nothing can be said of an image that can't be decoded.
+        monitor = self._stream.monitor
         now = self._node.get_clock().now().nanoseconds
         latency = (now - received.stamp) / 1e9 if received.stamp else math.nan
-        if not outcome.failure:
+        if not outcome.targets or not all(target.failed for target in outcome.targets):
             monitor.processed(time.monotonic(), latency, outcome.blank)
-            if estimate is not None:
-                reason = "; ".join(
-                    [*(["the image is blank"] if outcome.blank else []), *diagnostics.sameness(*monitor.sameness())]
-                )
-        elif outcome.frame is None:
-            return  # Nothing can be said of an image that can't be decoded.
-        else:
-            # The last box says nothing of this image: the state must not be TRACKING, nor the score the last one.
-            state = TrackState.LOST if session.state is TrackState.LOST else TrackState.UNCERTAIN
-            estimate = estimate and dataclasses.replace(estimate, score=0.0, state=state, heatmap=None)
-            reason = outcome.failure
-        report = self._report(received.message.header, estimate, latency, counts, reason, bool(outcome.failure))
+        doubts = [*(["the image is blank"] if outcome.blank else []), *diagnostics.sameness(*monitor.sameness())]
+        targets = [
+            dataclasses.replace(target, reason=printable("; ".join(filter(None, [target.reason, *doubts]))))
+            for target in outcome.targets
+        ]
+        report = self._report(received.message.header, targets, latency, counts)
         self._outputs.publish(report)
         if outcome.frame is not None:
+            options = self._options()
             fps = monitor.health(time.monotonic()).processed_rate if self._outputs.annotating else math.nan
-            self._outputs.publish_pictures(report, outcome.frame, fps, self._options().heatmap_stride)
+            several = options.max_targets > 1 or len(targets) > 1
+            self._outputs.publish_pictures(report, outcome.frame, fps, options.heatmap_stride, several)
 
-    def _report(
-        self, header: Any, estimate: Estimate | None, latency: float, counts: Counts, reason: str, failed: bool = False
-    ) -> Report:
+    def _report(self, header: Any, targets: Sequence[TargetReport], latency: float, counts: Counts) -> Report:
         session = self.session
         return Report(
             header=header,
-            estimate=estimate,
-            target_id=session.target_id,
+            targets=targets,
+            selected=self._options().selected or session.named,
             tracker=session.tracker.name,
-            frames_since_seen=session.frames_since_seen,
             counts=counts,
             latency=latency,
-            reason=printable(reason),
-            failed=failed,
         )
 
-    def start(self, command: Command, first: Received[Any], box: Box, target_id: str) -> str:
+    def start(self, command: Command, first: Received[Any], box: Box, target_id: str, label: str = "") -> str:
         """Start on the image `first`, then catch up with the newest one. Returns what became of it.
 
         Raises:
-            InvalidBox, InvalidImage, TrackerFailed: the track can't start; the one before goes on.
+            InvalidBox, InvalidImage, TrackerFailed, TargetError: the track can't start; the ones before go on.
         """
-        session = self.session
-        scale = images.GreyScale.parse(self._options().grey_scale)
-        if not session.start(images.from_message(first.message, scale), box, target_id, command.commit):
+        session, limit = self.session, self._options().max_targets
+        before = [name for name in session.tracks if name != target_id]
+        shared = bool(before) and limit > 1
+        scale = self._scale if shared else images.GreyScale.parse(self._options().grey_scale)
+        frame = images.from_message(first.message, scale)
+        if not session.start(frame, box, target_id, command.commit, label=label, limit=limit):
             return "withdrawn"
         self._scale, self._warned_size = scale, (0, 0)
-        if scale.limits is not None:
+        if scale.limits is not None and not shared:
             self._node.get_logger().info(str(scale))
         missed = self._stream.buffer.after(first.sequence)
         if missed and self.worker.mailbox.waiting:
@@ -192,33 +191,41 @@ class Pipeline:
 
         def step(index: int) -> None:
             try:
-                session.step(images.from_message(missed[index].message, scale))
+                found = session.catch_up(target_id, images.from_message(missed[index].message, scale))
             except images.InvalidImage as error:
                 self._fail(str(error), decoding=True)
-            except TrackerFailed as error:
-                self._fail(str(error), decoding=False)
+                return
+            if found.failed:
+                self._fail(found.reason, decoding=False)
 
         visited = catch_up(len(missed), step, self._options().catch_up_seconds, time.monotonic)
         caught_up = f", caught up over {visited} of {len(missed)} later images" if missed else ""
-        return f"tracking '{target_id}' with {session.tracker.name}{caught_up}"
+        replaced = "" if shared or not before else f" in place of '{', '.join(before)}'"
+        return f"tracking '{target_id}' with {session.tracker.name}{replaced}{caught_up}"
 
-    def stop(self, command: Command) -> str:
-        """Forget the target."""
+    def stop(self, command: Command, target_id: str) -> str:
+        """Forget one target; raises `TargetError` where there is none of that name."""
         if not command.commit():
             return "withdrawn"
-        if not self.session.active:
-            return "there was no target"
-        stopped = f"stopped tracking '{self.session.target_id}'"
-        self.session.stop()
-        return stopped
+        self.session.stop(target_id)
+        return f"stopped tracking '{target_id}'"
+
+    def stop_all(self, command: Command) -> str:
+        """Forget all targets."""
+        if not command.commit():
+            return "withdrawn"
+        names = list(self.session.tracks)
+        self.session.stop_all()
+        return f"stopped tracking {', '.join(map(repr, names))}" if names else "there was no target"
 
     def switch(self, command: Command, tracker: Tracker[Any]) -> None:
         """Go on with another tracker."""
-        had_target = self.session.active
-        remark = self.session.replace_tracker(tracker)
-        text = printable(f"now tracking with {tracker.name} on {tracker.device}" + (f"; {remark}" if remark else ""))
+        session = self.session
+        targets = len(session.tracks)
+        remarks = session.replace_tracker(tracker)
+        text = printable("; ".join([f"now tracking with {tracker.name} on {tracker.device}", *remarks]))
         # Two calls: rclpy does not let one place in the code change its severity.
-        if had_target and not self.session.active:
+        if len(session.tracks) < targets:
             self._node.get_logger().warning(text)
         else:
             self._node.get_logger().info(text)
@@ -229,7 +236,11 @@ class Pipeline:
         """Say that nothing is known of now: `age` seconds since the last image."""
         last = self._stream.last
         header = last.header if last is not None else Header()
-        self._outputs.publish_stale(self._report(header, None, age, self.worker.mailbox.counts, reason))
+        targets = [
+            TargetReport(name, track.estimate, frames_since_seen=track.frames_since_seen)
+            for name, track in self.session.tracks.items()
+        ]
+        self._outputs.publish_stale(self._report(header, targets, age, self.worker.mailbox.counts), printable(reason))
 
 
 def is_blank(frame: Frame) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rclpy.callback_groups import CallbackGroup
@@ -23,15 +25,15 @@ from tracker_ros.ros.node.pipeline import Pipeline
 from tracker_ros.ros.node.stream import ImageStream
 from tracker_ros.ros.node.waiting import Waiting
 from tracker_ros.ros.parameters import NodeOptions
-from tracker_ros.ros.session import TrackerFailed
+from tracker_ros.ros.session import TargetError, TrackerFailed, check_known, check_room
 from tracker_ros.ros.worker import Command, Superseded
 from tracker_ros.text import printable
-from tracker_ros_interfaces.srv import InitTarget
+from tracker_ros_interfaces.srv import InitTarget, StopTarget
 
-#: Name of a target that the request gave none.
+#: Name of a target that the request gave none; further ones get a number.
 DEFAULT_TARGET_ID = "target"
-#: Most characters of a target's name.
-MAX_TARGET_ID = 128
+#: Most characters of a target's name, and of its label.
+MAX_NAME = 128
 #: Requests that may wait in the transport: bursts must not push each other out.
 _DEPTH = 1000
 #: Seconds that a request waits for an image newer than all that have arrived: a request may overtake its image.
@@ -53,8 +55,23 @@ class Host(Protocol):
         """The pipeline of the active node; raises `Refused` while it is not active."""
 
 
+@dataclass(eq=False)
+class _Start:
+    """A start that is asked for.
+
+    Attributes:
+        target_id: the target's name; empty until the node has made one up.
+        label: what the target is.
+        stopped: the target was stopped before the start came to the worker.
+    """
+
+    target_id: str
+    label: str = ""
+    stopped: bool = False
+
+
 class Requests:
-    """Services ``init_target``, ``stop_tracking`` and ``pause_tracking``, and the topic ``init_box``.
+    """Services ``init_target``, ``stop_target``, ``stop_tracking`` and ``pause_tracking``, and the topic ``init_box``.
 
     Args:
         node: has the services.
@@ -77,9 +94,14 @@ class Requests:
         self._group = group
         self._boxes: Any = None
         self._starts: deque[float] = deque(maxlen=50)
+        #: Starts that still look for their image; and what the commands that the worker has not answered will make of
+        #: the names of the targets, in order.
+        self._looking: list[_Start] = []
+        self._changes: list[Callable[[set[str]], set[str]]] = []
         self.paused = False
         qos = QoSProfile(depth=_DEPTH)
         node.create_service(InitTarget, "init_target", self._on_init_target, qos_profile=qos, callback_group=group)
+        node.create_service(StopTarget, "stop_target", self._on_stop_target, qos_profile=qos, callback_group=group)
         node.create_service(Trigger, "stop_tracking", self._on_stop_tracking, qos_profile=qos, callback_group=group)
         node.create_service(SetBool, "pause_tracking", self._on_pause_tracking, qos_profile=qos, callback_group=group)
 
@@ -103,23 +125,45 @@ class Requests:
     # ------------------------------------------------------------------------------------------------------- requests
 
     async def _on_init_target(self, request: InitTarget.Request, response: InitTarget.Response) -> InitTarget.Response:
-        target_id = request.target_id or DEFAULT_TARGET_ID
+        start = _Start(request.target_id)
         response.success, response.message = await self._answer(
-            "init_target", lambda: self._init("init_target", request.header, request.bbox, target_id)
+            "init_target", lambda: self._init("init_target", request.header, request.bbox, start)
         )
-        response.target_id = target_id if response.success else ""
+        response.target_id = start.target_id if response.success else ""
         return response
 
     async def _on_init_box(self, message: Detection2D) -> None:
-        # A detector may put a label there; a name of its own goes before it.
-        target_id = message.id or DEFAULT_TARGET_ID
-        await self._answer("init_box", lambda: self._init("init_box", message.header, message.bbox, target_id))
+        start = _Start(message.id, message.results[0].hypothesis.class_id if message.results else "")
+        await self._answer("init_box", lambda: self._init("init_box", message.header, message.bbox, start))
+
+    async def _on_stop_target(self, request: StopTarget.Request, response: StopTarget.Response) -> StopTarget.Response:
+        response.success, response.message = await self._answer("stop_target", lambda: self._stop(request.target_id))
+        return response
+
+    async def _stop(self, target_id: str) -> str:
+        pipeline = self._host.running()
+        if not target_id:
+            raise Refused("target_id is empty: name the target, or call stop_tracking to stop all")
+        _check_name("target_id", target_id)
+        begun = [start for start in self._looking if start.target_id == target_id]
+        for start in begun:
+            start.stopped = True
+        names = self._expected(pipeline)
+        if begun and target_id not in names:
+            return f"'{target_id}' will not be started"
+        # Here too, and not only where it is carried out: a flood of these must not wait between the images.
+        check_known(names, target_id)
+        # Not a kind of its own: a box that was sent before must not start a track after this.
+        command = pipeline.worker.submit(lambda command: pipeline.stop(command, target_id))
+        return await self._carry_out(pipeline, command, f"'{target_id}' was stopped", lambda names: names - {target_id})
 
     async def _on_stop_tracking(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         def stop() -> Awaitable[str]:
             pipeline = self._host.running()
-            # Not a kind of its own: a box that was sent before must not start a track after this.
-            return self._carry_out(pipeline, pipeline.worker.submit(pipeline.stop), "tracking was stopped")
+            for start in self._looking:
+                start.stopped = True
+            command = pipeline.worker.submit(pipeline.stop_all)
+            return self._carry_out(pipeline, command, "tracking was stopped", lambda names: set())
 
         response.success, response.message = await self._answer("stop_tracking", stop)
         return response
@@ -151,28 +195,52 @@ class Requests:
         pipeline.worker.resume()
         return "tracking goes on"
 
-    async def _init(self, kind: str, header: Header, bbox: BoundingBox2D, target_id: str) -> str:
+    async def _init(self, kind: str, header: Header, bbox: BoundingBox2D, start: _Start) -> str:
         """Check a request as far as that can be done at once, and hand it to the worker."""
         pipeline = self._host.running()
         if self.paused:
             raise Refused("tracking is paused: call pause_tracking with data: false first")
-        _check_target_id(target_id)
+        _check_name("target_id", start.target_id)
+        _check_name("class_id", start.label)
         box = messages.box_from_message(bbox)
         stamp = messages.stamp_to_ns(header.stamp)
-        first = await self._find(stamp)
+        self._looking.append(start)
+        try:
+            first = await self._find(stamp)
+        finally:
+            self._looking.remove(start)
+        if start.stopped:
+            raise Refused("it was stopped before the image of its box had come")
         if isinstance(first.message, Image):
             validate_init_box(box, first.message.width, first.message.height)
+        limit, names = self._host.options.max_targets, self._expected(pipeline)
+        target_id = start.target_id = start.target_id or _unused_name(names if limit > 1 else ())
+        check_room(names, target_id, limit)
         age = time.monotonic() - first.arrival
         self._starts.append(time.monotonic())
-        command = pipeline.worker.submit(lambda command: pipeline.start(command, first, box, target_id), kind="init")
+        command = pipeline.worker.submit(
+            lambda command: pipeline.start(command, first, box, target_id, start.label),
+            # A newer box for the same target takes the place of one that waits.
+            kind="init" if limit == 1 else f"init {target_id}",
+        )
         try:
             message = await self._carry_out(
-                pipeline, command, f"tracking '{target_id}' with {pipeline.session.tracker.name}, catching up"
+                pipeline,
+                command,
+                f"tracking '{target_id}' with {pipeline.session.tracker.name}, catching up",
+                lambda names: {*names, target_id} if limit > 1 else {target_id},
             )
         except Superseded:
             raise Refused(self._too_fast(kind)) from None
         stale = not stamp and age > diagnostics.SILENCE
         return f"{message}; mind that the newest image came {age:.0f} s ago" if stale else message
+
+    def _expected(self, pipeline: Pipeline) -> set[str]:
+        """Names of the targets that there will be when the worker has done all that it was told."""
+        names = set(pipeline.session.tracks)
+        for change in self._changes:
+            names = change(names)
+        return names
 
     def _too_fast(self, kind: str) -> str:
         now = time.monotonic()
@@ -205,7 +273,7 @@ class Requests:
         log = self._node.get_logger()
         try:
             message = printable(await request())
-        except (Refused, InvalidBox, StampNotFound, TrackerFailed, images.InvalidImage) as refusal:
+        except (Refused, TargetError, InvalidBox, StampNotFound, TrackerFailed, images.InvalidImage) as refusal:
             message = printable(str(refusal))
             log.warning(f"{what} refused: {message}", throttle_duration_sec=0.2)
             return False, message
@@ -216,19 +284,26 @@ class Requests:
         log.info(f"{what}: {message}")
         return True, message
 
-    async def _carry_out(self, pipeline: Pipeline, command: Command, effect: str) -> str:
+    async def _carry_out(
+        self, pipeline: Pipeline, command: Command, effect: str, change: Callable[[set[str]], set[str]]
+    ) -> str:
         """Wait for the worker without blocking the executor, for at most ``service_timeout`` seconds.
 
         Args:
             pipeline: whose worker has the command.
             command: what it is to do.
             effect: the answer where it has taken effect by then, although it has not ended.
+            change: what it makes of the names of the targets.
 
         Raises:
             Refused: the worker is too busy, and the request was withdrawn; or it was stopped.
         """
         timeout = self._host.options.service_timeout
-        await self._waiting.until(command.future, timeout)
+        self._changes.append(change)
+        try:
+            await self._waiting.until(command.future, timeout)
+        finally:
+            self._changes.remove(change)
         if command.future.cancelled():
             raise Refused("the node was deactivated meanwhile")
         if command.future.done():
@@ -240,12 +315,18 @@ class Requests:
 
 
 def _doing(pipeline: Pipeline) -> str:
-    what, _ = pipeline.worker.doing()
+    what = pipeline.worker.doing()[0].partition(" ")[0]
     return {"image": "an image", "init": "the start of a track"}.get(what, "a request")
 
 
-def _check_target_id(target_id: str) -> None:
-    if len(target_id) > MAX_TARGET_ID:
-        raise Refused(f"target_id has {len(target_id)} characters; it may have {MAX_TARGET_ID}")
-    if not target_id.isprintable():
-        raise Refused(f"target_id '{target_id}' has control characters in it")
+def _unused_name(names: Collection[str]) -> str:
+    """A name that is none of these."""
+    numbered = (f"{DEFAULT_TARGET_ID}_{number}" for number in itertools.count(2))
+    return next(name for name in itertools.chain([DEFAULT_TARGET_ID], numbered) if name not in names)
+
+
+def _check_name(field: str, name: str) -> None:
+    if len(name) > MAX_NAME:
+        raise Refused(f"{field} has {len(name)} characters; it may have {MAX_NAME}")
+    if not name.isprintable():
+        raise Refused(f"{field} '{name}' has control characters in it")

@@ -520,7 +520,7 @@ class TrackerNode(LifecycleNode):
         pipeline, stream = self.pipeline, self.stream
         health = stream.monitor.health(now)
         counts = pipeline.worker.mailbox.counts if pipeline is not None else Counts()
-        state = pipeline.session.state if pipeline is not None else TrackState.IDLE
+        states = pipeline.session.states if pipeline is not None else {}
         loading = self._what_loads
         if self._problem:
             level, text = diagnostics.Level.ERROR, f"not configured: {self._problem}"
@@ -529,7 +529,7 @@ class TrackerNode(LifecycleNode):
         else:
             level, text = diagnostics.assess(
                 health,
-                state,
+                states,
                 stream.topic,
                 self.requests.paused,
                 silence=self._options.silence,
@@ -541,7 +541,7 @@ class TrackerNode(LifecycleNode):
         name, device = (tracker.name, tracker.device) if tracker is not None else (self._options.tracker, "")
         message = DiagnosticArray()
         message.header.stamp = self.get_clock().now().to_msg()
-        said = "STALE" if self._staleness(now) else state.name
+        said = "STALE" if self._staleness(now) else printable(diagnostics.summary(states)) or TrackState.IDLE.name
         values = diagnostics.values(health, counts, said, name, device)
         full_name = self.get_fully_qualified_name().lstrip("/")
         message.status = [messages.diagnostic(f"{full_name}: tracking", device, level, printable(text), values)]
