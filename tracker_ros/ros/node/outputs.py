@@ -15,7 +15,9 @@ from std_msgs.msg import Header
 from vision_msgs.msg import Detection2D, Detection2DArray
 
 from tracker_ros.ros import diagnostics, heatmap, messages, overlay
+from tracker_ros.ros.direction import Direction
 from tracker_ros.ros.mailbox import Counts
+from tracker_ros.ros.node.bearings import Bearings, angles
 from tracker_ros.trackers.base import Estimate, Frame, TrackState
 from tracker_ros_interfaces.msg import TrackStatus
 
@@ -33,6 +35,7 @@ class Report:
         latency: seconds from the image's stamp to the result; NaN where it has no stamp.
         reason: why the state should be doubted, in words.
         failed: the tracker failed on the image, and the estimate's box is an older one.
+        size: width and height of the image; zeros where it was not decoded.
     """
 
     header: Header
@@ -44,6 +47,7 @@ class Report:
     latency: float
     reason: str = ""
     failed: bool = False
+    size: tuple[int, int] = (0, 0)
 
 
 class Outputs:
@@ -51,10 +55,12 @@ class Outputs:
 
     Args:
         node: is given the publishers.
+        bearings: says where the target is in the world.
         failed: gets an exception of the drawing thread.
     """
 
-    def __init__(self, node: LifecycleNode, failed: Callable[[Exception], None]) -> None:
+    def __init__(self, node: LifecycleNode, bearings: Bearings, failed: Callable[[Exception], None]) -> None:
+        self._bearings = bearings
         reliable = QoSProfile(depth=10)
         # Reliable because rviz subscribes so; a depth of 1 because only the newest image is worth sending.
         picture = QoSProfile(depth=1)
@@ -71,16 +77,25 @@ class Outputs:
         """Whether anybody looks at the annotated pictures."""
         return _wanted(self._annotated)
 
+    @property
+    def status_wanted(self) -> bool:
+        """Whether anybody reads the status."""
+        return _wanted(self._status)
+
     def publish(self, report: Report) -> None:
-        """Detections and status of one image."""
+        """Detections, direction and status of one image."""
         header, estimate = report.header, report.estimate
         found = []
+        direction = None
         # The box of a LOST target is an old one: whoever takes a box without its state must not get it.
         if estimate is not None and not report.failed and estimate.state is not TrackState.LOST:
             found = [messages.detection(header, estimate, report.target_id)]
             self._detection.publish(found[0])
+            direction = self._bearings.of(header, estimate.box, report.size)
         self._detections.publish(messages.detections(header, found))
-        self._status.publish(_status(report))
+        if direction is not None:
+            self._bearings.publish(direction, report.target_id)
+        self._status.publish(_status(report, direction))
 
     def publish_stale(self, report: Report) -> None:
         """A status that says that there is no news; the report's estimate is not used."""
@@ -171,7 +186,7 @@ class Artist:
             message = pixels = None
 
 
-def _status(report: Report) -> TrackStatus:
+def _status(report: Report, direction: Direction | None = None) -> TrackStatus:
     return messages.status(
         report.header,
         report.estimate,
@@ -183,6 +198,7 @@ def _status(report: Report) -> TrackStatus:
         frames_received=report.counts.received,
         frames_processed=report.counts.processed,
         frames_dropped=report.counts.dropped,
+        **angles(direction),
     )
 
 

@@ -152,6 +152,8 @@ class Pipeline:
             estimate = estimate and dataclasses.replace(estimate, score=0.0, state=state, heatmap=None)
             reason = outcome.failure
         report = self._report(received.message.header, estimate, latency, counts, reason, bool(outcome.failure))
+        if outcome.frame is not None:
+            report = dataclasses.replace(report, size=outcome.frame.shape[1::-1])
         self._outputs.publish(report)
         if outcome.frame is not None:
             fps = monitor.health(time.monotonic()).processed_rate if self._outputs.annotating else math.nan
