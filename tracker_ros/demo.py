@@ -32,6 +32,7 @@ from tracker_ros import __version__, registry
 from tracker_ros.files import clear, note, opencv_path, refuse_overwriting
 from tracker_ros.geometry.boxes import Box
 from tracker_ros.images import write_file
+from tracker_ros.ros.launching import let_images_through
 
 #: Seconds for the nodes to start (importing torch from a cold disk takes most of it), and for the recorder to end.
 START_TIMEOUT = 180.0
@@ -198,7 +199,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         from tracker_ros.simulation.flight import FlightOptions
 
         options = FlightOptions(seed=args.seed, duration=args.duration or FlightOptions.duration)
-        parameters |= {"seed": args.seed, "duration": options.duration}
+        parameters |= {"seed": args.seed, "duration": options.duration, "wait_for_target": False}
         fps, count = options.fps, max(2, round(options.duration * options.fps))
         source, box = "simulated_camera", args.box
         metadata["seed"] = args.seed
@@ -237,10 +238,7 @@ def environment() -> dict[str, str]:
     package = Path(__file__).resolve().parent
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(package.parent), env.get("PYTHONPATH"))))
     env["PYTHONUNBUFFERED"] = "1"
-    profiles = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
-    profile = _config_folder() / "fastdds.xml"
-    if not any(name in env for name in profiles) and profile.is_file():
-        env |= dict.fromkeys(profiles, str(profile))
+    let_images_through(env)
     if env.get("ROS_DISTRO") == "humble":
         env.setdefault("ROS_LOCALHOST_ONLY", "1")
     elif env.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST") == "LOCALHOST":
@@ -263,18 +261,6 @@ def free_domain() -> int:
                 continue
             return domain
     raise DemoFailed("all ROS domains of this machine are in use")
-
-
-def _config_folder() -> Path:
-    source = Path(__file__).resolve().parent.parent / "config"
-    if source.is_dir():
-        return source
-    try:
-        from ament_index_python.packages import get_package_share_directory
-
-        return Path(get_package_share_directory("tracker_ros")) / "config"
-    except (ImportError, LookupError):
-        return source
 
 
 def remappings(namespace: str) -> list[str]:
