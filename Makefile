@@ -16,6 +16,8 @@ WEIGHTS ?=
 DEVICE ?=
 SEED ?=
 OUT ?=
+# PAGE=1: draw the box on a page in the browser.
+PAGE ?=
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -43,11 +45,11 @@ test: setup lint  ## the checks, and the tests without the minutes-long ones
 test-slow: setup  ## the minutes-long tests
 	@$(IN_VENV) python -m pytest -m slow
 
-demo: setup  ## track a target in a real ROS 2 graph (VIDEO= BOX=x,y,w,h TRACKER= WEIGHTS= DEVICE= SEED= OUT=)
+demo: setup  ## track a target in a real ROS 2 graph (VIDEO= BOX=x,y,w,h TRACKER= WEIGHTS= DEVICE= SEED= OUT= PAGE=1)
 	@$(IN_VENV) python -m tracker_ros demo \
 	  $(if $(VIDEO),--video "$(VIDEO)") $(if $(BOX),--box "$(BOX)") $(if $(TRACKER),--tracker "$(TRACKER)") \
 	  $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(DEVICE),--device "$(DEVICE)") $(if $(SEED),--seed "$(SEED)") \
-	  $(if $(OUT),--out "$(OUT)")
+	  $(if $(OUT),--out "$(OUT)") $(if $(PAGE),--page)
 
 train-smoke: setup  ## train for two minutes on rendered data, which needs no files
 	@$(IN_VENV) python -m tracker_ros train smoke --out out/train-smoke
