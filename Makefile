@@ -16,6 +16,8 @@ WEIGHTS ?=
 DEVICE ?=
 SEED ?=
 OUT ?=
+# PAGE=1: draw the box on a page in the browser.
+PAGE ?=
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -49,11 +51,11 @@ test-slow: setup  ## the minutes-long tests
 gpu-check: setup  ## on a CUDA device: its tests, and of every tracker boxes, times and waits a frame (OUT=)
 	@$(IN_VENV) python -m tracker_ros gpu-check --tests test --out "$(if $(OUT),$(OUT),out/gpu-check)"
 
-demo: setup  ## track a target in a real ROS 2 graph (VIDEO= BOX=x,y,w,h TRACKER= WEIGHTS= DEVICE= SEED= OUT=)
+demo: setup  ## track a target in a real ROS 2 graph (VIDEO= BOX=x,y,w,h TRACKER= WEIGHTS= DEVICE= SEED= OUT= PAGE=1)
 	@$(IN_VENV) python -m tracker_ros demo \
 	  $(if $(VIDEO),--video "$(VIDEO)") $(if $(BOX),--box "$(BOX)") $(if $(TRACKER),--tracker "$(TRACKER)") \
 	  $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(DEVICE),--device "$(DEVICE)") $(if $(SEED),--seed "$(SEED)") \
-	  $(if $(OUT),--out "$(OUT)")
+	  $(if $(OUT),--out "$(OUT)") $(if $(PAGE),--page)
 
 train-smoke: setup  ## train for two minutes on rendered data, which needs no files
 	@$(IN_VENV) python -m tracker_ros train smoke --out out/train-smoke

@@ -1,6 +1,7 @@
-"""Start the tracker node, and rviz if wanted.
+"""Start the tracker node; the simulated camera, the page and rviz if wanted.
 
 ros2 launch tracker_ros track.launch.py tracker:=dimp18 image_topic:=/camera/image_raw rviz:=true
+ros2 launch tracker_ros track.launch.py simulated:=true page:=true
 """
 
 import os
@@ -12,7 +13,7 @@ from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueFunction, SetEn
 from launch_ros.actions import Node
 
 from tracker_ros import registry
-from tracker_ros.ros.launching import check_file, unknown_arguments
+from tracker_ros.ros.launching import PROFILES, check_file, unknown_arguments
 
 CONFIG = Path(get_package_share_directory("tracker_ros")) / "config"
 
@@ -24,6 +25,7 @@ PARAMETERS = [
     ("weights", "weights file (.safetensors) to use instead of the ones that the package ships", None),
     ("update", "how the tracker learns online, where it does, such as none or maml", None),
     ("image_transport", "compressed subscribes to <image_topic>/compressed", ["", "raw", "compressed"]),
+    ("depth_topic", "depth images aligned with the camera's, for target_pose", None),
     ("autostart", "configure and activate the node; false leaves that to a lifecycle manager", ["", "true", "false"]),
     ("use_sim_time", "take the time from /clock, for bags and simulations", ["", "true", "false"]),
 ]
@@ -40,7 +42,14 @@ ARGUMENTS = [
         DeclareLaunchArgument(name, default_value="", choices=choices, description=f"{text} (empty: as the YAML says)")
         for name, text, choices in PARAMETERS
     ],
-    DeclareLaunchArgument("rviz", default_value="false", choices=["true", "false"], description="start rviz2 as well"),
+    *[
+        DeclareLaunchArgument(name, default_value="false", choices=["true", "false"], description=text)
+        for name, text in [
+            ("simulated", "start the simulated camera as well: it flies on as soon as something is followed"),
+            ("page", "start the page to draw the box on as well: http://localhost:8080/"),
+            ("rviz", "start rviz2 as well"),
+        ]
+    ],
     DeclareLaunchArgument(
         "log_level",
         default_value="info",
@@ -67,9 +76,10 @@ def launch_nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     files = [str(CONFIG / "track.yaml"), *([given["params_file"]] if given["params_file"] else [])]
 
     actions: list[LaunchDescriptionEntity] = [LogInfo(msg=f"warning: {text}") for text in unknown]
-    profile = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
-    if not any(name in os.environ for name in profile):
-        actions += [SetEnvironmentVariable(name, str(CONFIG / "fastdds.xml")) for name in profile]
+    if not any(name in os.environ for name in PROFILES):
+        actions += [SetEnvironmentVariable(name, str(CONFIG / "fastdds.xml")) for name in PROFILES]
+    # Remapping goes by whole names, so the compressed topic needs one of its own.
+    camera = [("image_raw", image_topic), ("image_raw/compressed", f"{image_topic}/compressed")]
     actions.append(
         Node(
             package="tracker_ros",
@@ -77,12 +87,26 @@ def launch_nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             name="tracker",
             namespace=given["namespace"],
             parameters=[*files, settings],
-            # Remapping goes by whole names, so the compressed topic needs one of its own.
-            remappings=[("image_raw", image_topic), ("image_raw/compressed", f"{image_topic}/compressed")],
+            remappings=camera,
             ros_arguments=["--log-level", given["log_level"]],
             output="screen",
         )
     )
+    shared = {name: settings[name] for name in ("image_transport", "use_sim_time") if name in settings}
+    programs = [("simulated", "simulated_camera", {}), ("page", "page", shared)]
+    actions += [
+        Node(
+            package="tracker_ros",
+            executable=program,
+            name=program,
+            namespace=given["namespace"],
+            parameters=[values] if values else [],
+            remappings=camera,
+            output="screen",
+        )
+        for argument, program, values in programs
+        if given[argument] == "true"
+    ]
     if given["rviz"] == "true":
         actions.append(
             Node(

@@ -6,12 +6,14 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import cv2
@@ -276,6 +278,34 @@ def test_video_without_a_box_gets_its_first_image_written(tmp_path: Path) -> Non
 
 
 @needs_ros
+@pytest.mark.ros
+def test_the_page_of_the_demo_is_served_until_ctrl_c(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tracker_ros", "demo", "--page", "--tracker", "kcf", "--out", str(tmp_path)],
+        cwd=ROOT,
+        env=environment(PYTHONUNBUFFERED="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    found = None
+    for line in process.stdout:
+        found = re.search(r"open (http://localhost:\d+/) in a browser", line)
+        if found:
+            break
+    assert found is not None
+    with urllib.request.urlopen(found[1], timeout=20) as page:
+        assert b"<canvas" in page.read()
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert not left_behind(str(tmp_path))
+
+
+@needs_ros
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -285,6 +315,8 @@ def test_video_without_a_box_gets_its_first_image_written(tmp_path: Path) -> Non
         (("--rate", "-3"), "--rate"),
         (("--seed", "-4"), "seed"),
         (("--box", "1,2,3"), "x,y,w,h"),
+        (("--page", "--box", "1,2,3,4"), "--box is not for --page"),
+        (("--page", "--no-realtime"), "--no-realtime is not for --page"),
     ],
 )
 def test_wrong_arguments_are_refused_at_once(tmp_path: Path, arguments: tuple[str, ...], complaint: str) -> None:

@@ -106,9 +106,10 @@ def test_artist_shows_box_state_and_truth() -> None:
     assert tracked.shape == plain.shape
     assert np.abs(tracked[30:50, 40:60].astype(int) - plain[30:50, 40:60]).max() > 50
     skipped = artist.draw(Entry(2, image()))
-    edge = skipped[30, 45:55]
+    edge = skipped[30, 42:58]
     assert (edge.max(1) - edge.min(1) == 0).all(), "the last box is drawn in grey"
-    assert (edge[:, 0] != 90).all()
+    drawn = edge[:, 0] != plain[30, 42:58, 0]
+    assert 0 < drawn.sum() < len(drawn), "and in dashes, unlike the truth"
     assert not np.array_equal(skipped, tracked)
 
 
@@ -165,6 +166,20 @@ def test_key_moments_tell_the_story() -> None:
     indices = [index for index, _ in moments]
     assert indices == sorted(set(indices))
     assert len(indices) == 12
+
+
+def test_key_moments_of_a_slow_tracker_are_images_that_it_saw() -> None:
+    entries = story()
+    for k, one in enumerate(entries):
+        if k % 3:
+            one.result = one.box = None
+    moments = key_moments(entries, 16)
+    assert len(moments) == 16
+    assert all(index % 3 == 0 for index, _ in moments)
+    texts = {text: index for index, text in moments if text}
+    assert texts["target leaves"] == 21
+    assert texts["target returns"] == 42
+    assert len(key_moments([Entry(k, image()) for k in range(20)], 8)) == 8
 
 
 def test_key_moments_of_a_flickering_track_leave_room(tmp_path: Path) -> None:

@@ -101,6 +101,25 @@ def test_vision_msgs_has_the_fields_of_the_real_package() -> None:
         assert list(getattr(msg, name).get_fields_and_field_types().items()) == list(fields.items()), name
 
 
+@pytest.mark.ros
+@needs_ros
+def test_the_borrowed_messages_have_the_fields_of_the_real_packages() -> None:
+    from foxglove_msgs import msg as foxglove
+    from tf2_msgs.msg import TFMessage
+
+    assert TFMessage.get_fields_and_field_types() == {"transforms": "sequence<geometry_msgs/TransformStamped>"}
+    # What a node of ours writes; the real package may have more, as it has grown.
+    wanted = {
+        "ImageAnnotations": ["points", "texts"],
+        "PointsAnnotation": ["timestamp", "type", "points", "outline_color", "thickness"],
+        "TextAnnotation": ["timestamp", "position", "text", "font_size", "text_color", "background_color"],
+        "Color": ["r", "g", "b", "a"],
+        "Point2": ["x", "y"],
+    }
+    for name, fields in wanted.items():
+        assert set(fields) <= set(getattr(foxglove, name).get_fields_and_field_types()), name
+
+
 @pytest.mark.parametrize("folder", [".", "tracker_ros_interfaces"])
 def test_versions_agree(folder: str) -> None:
     version = ElementTree.parse(ROOT / folder / "package.xml").findtext("version")

@@ -5,8 +5,8 @@ What it does, each step only when its inputs have changed since the step last su
 
 1. packages: a venv with the Python packages of requirements.lock, hash by hash, with ROS 2 Jazzy as wheels from PyPI;
    then torch. Where a ROS 2 is sourced, the venv sees that one's packages and gets what it lacks of requirements*.txt.
-2. interfaces: builds `tracker_ros_interfaces` into the venv with ROS's own message generators, and `vision_msgs` too
-   where it cannot be imported.
+2. interfaces: builds `tracker_ros_interfaces` into the venv with ROS's own message generators, and those packages of
+   `third_party` that cannot be imported.
 3. project: installs this repository (editable), and registers it in the venv's ament index.
 
 Once set up, a further run starts no program and needs no network. Everything stays inside the venv's folder; deleting
@@ -37,7 +37,8 @@ ROS_REQUIREMENTS = ROOT / "requirements" / "ros.txt"
 LOCK = ROOT / "requirements.lock"
 #: Apart from the rest, and without hashes: which torch it is, and from where, is the machine's and the user's choice.
 TORCH_REQUIREMENTS = ROOT / "requirements" / "torch.txt"
-VISION_MSGS = ROOT / "third_party" / "vision_msgs"
+#: Message packages of others that have no wheel.
+BORROWED = [ROOT / "third_party" / name for name in ("vision_msgs", "tf2_msgs", "foxglove_msgs")]
 INTERFACES = ROOT / "tracker_ros_interfaces"
 #: What `ros2 run` can start; setup.py makes them.
 PROGRAMS = ("tracker_ros", "tracker_node", "simulated_camera", "video_source", "recorder", "page", "mavlink_camera")
@@ -112,7 +113,7 @@ class Environment:
             [*REQUIREMENTS, ROS_REQUIREMENTS, LOCK, TORCH_REQUIREMENTS],
             [str(self.venv), str(self.base_python), sys.version, self.sourced_ros, self.torch, self.torch_index],
         )
-        interfaces = digest([VISION_MSGS, INTERFACES, Path(__file__)], [packages])
+        interfaces = digest([*BORROWED, INTERFACES, Path(__file__)], [packages])
         project = digest([*PROJECT_FILES, Path(__file__)], [packages, str(ROOT)])
 
         self._step("packages", packages, self._install_packages)
@@ -145,9 +146,9 @@ class Environment:
         self._write_environment_file()
 
     def _build_interfaces(self) -> None:
-        # Where the real vision_msgs is installed, a second one must not stand in front of it.
-        for source in (VISION_MSGS, INTERFACES):
-            if source == VISION_MSGS and not self._is_ours("vision_msgs"):
+        # Where the real packages are installed, a second one must not stand in front of them.
+        for source in (*BORROWED, INTERFACES):
+            if source in BORROWED and not self._is_ours(source.name):
                 continue
             say(f"building {source.name}")
             build = self.venv / "build" / source.name

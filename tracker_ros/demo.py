@@ -32,15 +32,19 @@ from tracker_ros import __version__, registry
 from tracker_ros.files import clear, note, opencv_path, refuse_overwriting
 from tracker_ros.geometry.boxes import Box
 from tracker_ros.images import write_file
+from tracker_ros.ros.launching import let_images_through
 
 #: Seconds for the nodes to start (importing torch from a cold disk takes most of it), and for the recorder to end.
 START_TIMEOUT = 180.0
 FINISH_TIMEOUT = 120.0
 _PACKAGES = ("numpy", "opencv-contrib-python-headless", "opencv-python-headless", "opencv-python", "torch", "ros-rclpy")
 _FIRST_IMAGE = "first_image.png"
+_PAGE_PORT = 8080
+#: Seconds that the start of a track may take with the page: on a busy laptop it is more than a robot would wait.
+_START_PATIENCE = 30.0
 _PRODUCTS = (
     "demo.mp4", "sheet.png", "summary.json", "source.json", _FIRST_IMAGE,
-    *(f"logs/{name}.log" for name in ("tracker_node", "recorder", "simulated_camera", "video_source")),
+    *(f"logs/{name}.log" for name in ("tracker_node", "recorder", "simulated_camera", "video_source", "page")),
 )  # fmt: skip
 
 
@@ -84,6 +88,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="send images on time whether or not the tracker keeps up; otherwise every image waits for its turn",
     )
+    parser.add_argument(
+        "--page", action="store_true", help="draw the box on a page in the browser; nothing is recorded"
+    )
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,7 @@ class Plan:
         box: to start on; None: the source's truth.
         tracker, weights, device, out: as in the arguments.
         realtime: whether images are sent on time.
+        page: whether the box is drawn on the page, and nothing recorded.
         metadata: for the summary.
     """
 
@@ -111,6 +119,7 @@ class Plan:
     device: str
     out: Path
     realtime: bool
+    page: bool = False
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
@@ -143,6 +152,12 @@ def make_plan(args: argparse.Namespace) -> Plan:
         raise DemoFailed("tracker_ros_interfaces can't be imported: build it with colcon, or use `make demo`")
     if args.duration is not None and not args.duration > 0:
         raise ValueError(f"--duration must be positive, got {args.duration:g}")
+    if args.page:
+        given = {"box": args.box, "duration": args.duration, "no-realtime": not args.realtime}
+        for name in (name for name, value in given.items() if value):
+            raise ValueError(f"--{name} is not for --page: the box is drawn there, and it goes on until Ctrl-C")
+        if importlib.util.find_spec("aiohttp") is None:
+            raise DemoFailed("--page needs aiohttp: pip install 'aiohttp>=3.9', or use `make demo PAGE=1`")
     if not 0 <= args.rate <= 1000:
         raise ValueError(f"--rate must lie in [0, 1000], got {args.rate:g}")
     tracker, reason = args.tracker, ""
@@ -173,7 +188,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         try:
             box = args.box or clip.first_box()
             picture = clip.read(0)  # A source that does not start should say so now.
-            if box is None:
+            if box is None and not args.page:
                 hint = ""
                 if picture is not None:
                     clear(out, [_FIRST_IMAGE])
@@ -182,7 +197,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
                     height, width = picture.frame.shape[:2]
                     hint = f"; its first image is now in {out / _FIRST_IMAGE} ({width}x{height})"
                 raise ValueError(f"'{args.video}' does not say where the target is: give --box x,y,w,h{hint}")
-            duration = 20.0 if clip.live and args.duration is None else args.duration
+            duration = 20.0 if clip.live and args.duration is None and not args.page else args.duration
             count = clip.length
             fps, live = clip.fps, clip.live
         finally:
@@ -198,7 +213,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         from tracker_ros.simulation.flight import FlightOptions
 
         options = FlightOptions(seed=args.seed, duration=args.duration or FlightOptions.duration)
-        parameters |= {"seed": args.seed, "duration": options.duration}
+        parameters |= {"seed": args.seed, "duration": options.duration, "wait_for_target": False}
         fps, count = options.fps, max(2, round(options.duration * options.fps))
         source, box = "simulated_camera", args.box
         metadata["seed"] = args.seed
@@ -213,6 +228,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         device=args.device,
         out=out,
         realtime=args.realtime,
+        page=args.page,
         metadata=metadata,
     )
 
@@ -237,10 +253,7 @@ def environment() -> dict[str, str]:
     package = Path(__file__).resolve().parent
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(package.parent), env.get("PYTHONPATH"))))
     env["PYTHONUNBUFFERED"] = "1"
-    profiles = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
-    profile = _config_folder() / "fastdds.xml"
-    if not any(name in env for name in profiles) and profile.is_file():
-        env |= dict.fromkeys(profiles, str(profile))
+    let_images_through(env)
     if env.get("ROS_DISTRO") == "humble":
         env.setdefault("ROS_LOCALHOST_ONLY", "1")
     elif env.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST") == "LOCALHOST":
@@ -263,18 +276,6 @@ def free_domain() -> int:
                 continue
             return domain
     raise DemoFailed("all ROS domains of this machine are in use")
-
-
-def _config_folder() -> Path:
-    source = Path(__file__).resolve().parent.parent / "config"
-    if source.is_dir():
-        return source
-    try:
-        from ament_index_python.packages import get_package_share_directory
-
-        return Path(get_package_share_directory("tracker_ros")) / "config"
-    except (ImportError, LookupError):
-        return source
 
 
 def remappings(namespace: str) -> list[str]:
@@ -462,6 +463,70 @@ def _parameters(plan: Plan, out: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+def _page_parameters(plan: Plan) -> dict[str, dict[str, Any]]:
+    # The flight waits for a track by itself, and has no end; a video begins again.
+    own: dict[str, Any] = {"loop": True}
+    if plan.source == "simulated_camera":
+        own = {"duration": 0.0, "wait_for_target": True}
+    tracker = {"tracker": plan.tracker, "weights": plan.weights, "device": plan.device}
+    return {
+        "tracker_node": {**tracker, "service_timeout": _START_PATIENCE},
+        "page": {"port": _PAGE_PORT if _is_free(_PAGE_PORT) else 0},
+        plan.source: {**plan.parameters, **own},
+    }
+
+
+def _is_free(port: int) -> bool:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def show_page(plan: Plan) -> None:
+    """Carry out a plan with a page: print its address, and go on until Ctrl-C.
+
+    Raises:
+        DemoFailed: a process ended; with the end of its log.
+    """
+    logs = plan.out.expanduser().resolve() / "logs"
+    clear(logs.parent, _PRODUCTS)
+    logs.mkdir(exist_ok=True)
+    env = environment()
+    namespace = f"/demo_{secrets.token_hex(4)}"
+    print(f"ROS domain {env['ROS_DOMAIN_ID']}, namespace {namespace}; logs in {logs}", flush=True)
+    processes: dict[str, Process] = {}
+    told = False
+    try:
+        with _terminated_as_interrupted():
+            for name, parameters in _page_parameters(plan).items():
+                with _uninterrupted():
+                    processes[name] = Process(name, parameters, logs, env, namespace)
+            print("starting; the tracker may take some seconds to load", flush=True)
+            while True:
+                for process in processes.values():
+                    if process.code is not None:
+                        raise DemoFailed(
+                            f"{process.name} ended with code {process.code}; its last words:\n{process.tail()}"
+                        )
+                address = None if told else re.search(r"open (http://\S+) in a browser", processes["page"].tail())
+                if address is not None:
+                    told = True
+                    print(f"open {address[1]} in a browser and draw a box around a car; Ctrl-C ends it", flush=True)
+                time.sleep(0.2)
+    except KeyboardInterrupt:
+        print("\nended")
+    finally:
+        for process in processes.values():
+            process.signal()
+        for process in processes.values():
+            process.stop()
+        note(logs.parent, _PRODUCTS)
+
+
 def _direct(plan: Plan, processes: dict[str, Process], namespace: str) -> bool:
     from tracker_ros.ros.director import DirectionFailed, Director
 
@@ -560,6 +625,9 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo; returns 0 if it worked, 1 if not or not to the end, 130 if interrupted (what there is is kept)."""
     plan = make_plan(args)
     try:
+        if plan.page:
+            show_page(plan)
+            return 0
         summary, interrupted = perform(plan)
     except DemoFailed as error:
         print(f"tracker_ros demo: {error}", file=sys.stderr)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NEEDED = ("rclpy", "vision_msgs", "tracker_ros_interfaces.msg")
+NEEDED = ("rclpy", "vision_msgs", "tf2_msgs", "tracker_ros_interfaces.msg")
 
 # Read when a context is made, here and in the processes that tests start.
 os.environ["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)

@@ -13,6 +13,7 @@ import numpy as np
 import rclpy
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from geometry_msgs.msg import PoseStamped, Vector3Stamped
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParameters, SetParametersAtomically
 from rclpy.context import Context
@@ -23,6 +24,7 @@ from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
+from tf2_msgs.msg import TFMessage
 from vision_msgs.msg import Detection2D, Detection2DArray
 
 from tracker_ros import registry
@@ -149,6 +151,9 @@ class Graph:
         "status": TrackStatus,
         "heatmap": Image,
         "image_annotated": Image,
+        "target_ray": Vector3Stamped,
+        "target_pose": PoseStamped,
+        "/tf": TFMessage,
         "/diagnostics": DiagnosticArray,
     }
 

@@ -21,7 +21,7 @@ from tracker_ros.ros.direction import Directions, depth_array
 
 pytestmark = pytest.mark.ros
 
-WIDTH, HEIGHT = 320, 240
+WIDTH, HEIGHT = SIZE = 320, 240
 BOX = Box(200.0, 100.0, 40.0, 20.0)
 
 
@@ -62,7 +62,7 @@ def directions() -> Directions:
 
 
 def test_a_ray_with_the_header_of_its_image(directions: Directions):
-    found = directions.of(header(), BOX)
+    found = directions.of(header(), BOX, SIZE)
     expected = np.array([60.0, -10.0, 200.0]) / np.linalg.norm([60, -10, 200])
     vector = found.ray.vector
     assert (vector.x, vector.y, vector.z) == pytest.approx(expected, abs=1e-9)
@@ -76,7 +76,7 @@ def test_a_ray_with_the_header_of_its_image(directions: Directions):
 @pytest.mark.parametrize(("encoding", "kind"), [("16UC1", np.uint16), ("32FC1", np.float32)])
 def test_a_place_from_depth_in_all_layouts(directions: Directions, encoding: str, kind: type, big: bool):
     directions.on_depth(depth(flat(2.5, kind), encoding, padding=6, big=big))
-    found = directions.of(header(1010), BOX)
+    found = directions.of(header(1010), BOX, SIZE)
     place = found.pose.pose.position
     assert (place.x, place.y, place.z) == pytest.approx((60 / 200 * 2.5, -10 / 200 * 2.5, 2.5))
     assert found.pose.pose.orientation.w == 1.0
@@ -86,8 +86,8 @@ def test_a_place_from_depth_in_all_layouts(directions: Directions, encoding: str
 def test_the_depth_image_of_the_same_time_is_taken(directions: Directions):
     for k in range(30):
         directions.on_depth(depth(flat(1 + k, np.float32), "32FC1", 1000 + 33 * k))
-    assert directions.of(header(1000 + 33 * 20), BOX).pose.pose.position.z == 21
-    old = directions.of(header(1000), BOX)
+    assert directions.of(header(1000 + 33 * 20), BOX, SIZE).pose.pose.position.z == 21
+    old = directions.of(header(1000), BOX, SIZE)
     assert old.pose is None
     assert "s away" in old.no_pose
 
@@ -95,7 +95,7 @@ def test_the_depth_image_of_the_same_time_is_taken(directions: Directions):
 def test_before_any_calibration_and_with_one_that_is_none():
     directions = Directions()
     with pytest.raises(NoDirection, match="no camera_info has come"):
-        directions.of(header(), BOX)
+        directions.of(header(), BOX, SIZE)
     for changes, said in (
         ({"k": [0.0] * 9}, "not calibrated"),
         ({"distortion_model": "fov", "d": [0.1]}, "'fov' is not known"),
@@ -104,10 +104,10 @@ def test_before_any_calibration_and_with_one_that_is_none():
         directions.on_camera_info(info(**changes))
         assert said in directions.problem
         with pytest.raises(NoDirection, match=said):
-            directions.of(header(), BOX)
+            directions.of(header(), BOX, SIZE)
     directions.on_camera_info(info())
     assert directions.problem == ""
-    assert directions.of(header(), BOX)
+    assert directions.of(header(), BOX, SIZE)
 
 
 def test_depth_that_is_none_says_why_and_the_ray_is_there(directions: Directions):
@@ -122,13 +122,13 @@ def test_depth_that_is_none_says_why_and_the_ray_is_there(directions: Directions
     ):
         directions.on_depth(message)
         directions._depths.rotate(1)  # The newest one first: they are of the same time.
-        found = directions.of(header(), BOX)
+        found = directions.of(header(), BOX, SIZE)
         assert found.pose is None
         assert said in found.no_pose
         assert found.ray.vector.z > 0
         directions._depths.clear()
     directions.on_depth(whole)
-    assert directions.of(header(), BOX).pose is not None
+    assert directions.of(header(), BOX, SIZE).pose is not None
 
 
 def test_an_empty_depth_image_is_refused():

@@ -5,6 +5,7 @@ Knows nothing of ROS.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import re
@@ -41,6 +42,8 @@ DEFAULT_FPS = 30.0
 NO_TRUTH = "none"
 #: How often a video is asked for its next image before it is taken as ended: a damaged one may go on after a gap.
 _ATTEMPTS = 8
+#: Number of the first noise that is not any picture's own.
+_STILLS = 10**9
 #: Seconds for which a camera may give no image.
 _PATIENCE = 5.0
 
@@ -100,6 +103,10 @@ class Clip(ABC):
             InvalidSource: nor can any that follows.
         """
 
+    def still(self, picture: Picture, index: int, count: int) -> Picture:
+        """The same moment as image `index`, which was `picture`, seen once more, for the `count`-th time."""
+        return picture
+
     def first_box(self) -> Box | None:
         """The target's true box in the first image, if it is known."""
         return None
@@ -123,6 +130,10 @@ class FlightClip(Clip):
             return None
         frame, truth = self.flight.render(index)
         return Picture(frame, truth.box, True, truth.in_view * (1 - truth.hidden))
+
+    def still(self, picture: Picture, index: int, count: int) -> Picture:
+        """See `Clip.still`. With fresh noise, as a living camera has it that looks at one thing."""
+        return dataclasses.replace(picture, frame=self.flight.render(index, grain=_STILLS + count)[0])
 
     def first_box(self) -> Box | None:
         """See `Clip.first_box`."""

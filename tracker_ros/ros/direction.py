@@ -1,7 +1,6 @@
 """Where a target is in the world, as messages: from `camera_info`, and from depth images aligned with the camera's.
 
-The geometry is that of `tracker_ros.geometry.camera`. Nothing here subscribes or publishes: whoever does hands the
-messages in, and asks for each box.
+The geometry is that of `tracker_ros.geometry.camera`. Nothing here subscribes or publishes: `node.bearings` does.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from tracker_ros.geometry.camera import (
 )
 from tracker_ros.ros import messages
 
+_NO_INFO = "no camera_info has come"
 #: Depth images that are kept, and the longest time in seconds between a depth image and the image that it belongs to.
 _KEPT, _APART = 16, 0.05
 
@@ -58,7 +58,8 @@ class Directions:
         self._lock = threading.Lock()
         self._info: tuple[Any, ...] = ()
         self._camera: Camera | None = None
-        self._problem = "no camera_info has come"
+        self._size = (0, 0)
+        self._problem = _NO_INFO
         self._depths: deque[tuple[int, Image]] = deque(maxlen=_KEPT)
 
     def on_camera_info(self, message: CameraInfo) -> None:
@@ -72,6 +73,7 @@ class Directions:
             message.distortion_model,
             (message.binning_x, message.binning_y),
             (roi.x_offset, roi.y_offset),
+            (roi.width or message.width, roi.height or message.height),
         )
         if info == self._info:
             return
@@ -80,29 +82,51 @@ class Directions:
             camera = Camera.from_calibration(*info[:5], binning=info[5], offset=info[6])
         except InvalidCalibration as error:
             problem = f"camera_info can't be used: {error}"
+        width, height = (side // max(1, step) for side, step in zip(info[7], info[5], strict=True))
         with self._lock:
-            self._info, self._camera, self._problem = info, camera, problem
+            self._info, self._camera, self._size, self._problem = info, camera, (width, height), problem
 
     def on_depth(self, message: Image) -> None:
         """Take a depth image (16UC1 in millimetres, 32FC1 in metres)."""
         with self._lock:
             self._depths.append((messages.stamp_to_ns(message.header.stamp), message))
 
+    def forget(self, kind: type) -> None:
+        """Forget what came as messages of a type, ``CameraInfo`` or ``Image``: it is not listened to any more."""
+        with self._lock:
+            if kind is Image:
+                self._depths.clear()
+            else:
+                self._info, self._camera, self._problem = (), None, _NO_INFO
+
+    @property
+    def informed(self) -> bool:
+        """Whether any camera_info has come."""
+        return bool(self._info)
+
+    @property
+    def deep(self) -> bool:
+        """Whether any depth image has come."""
+        return bool(self._depths)
+
     @property
     def problem(self) -> str:
         """Why there are no directions; empty where there are."""
         return self._problem
 
-    def of(self, header: Header, box: Box) -> Direction:
-        """Where the target in `box` (pixels) is, as seen in the image with this header.
+    def of(self, header: Header, box: Box, size: tuple[int, int]) -> Direction:
+        """Where the target in `box` (pixels) is, as seen in the image with this header, of this width and height.
 
         Raises:
-            NoDirection: there is no calibration, or the lens model has no direction for the box's centre.
+            NoDirection: there is no calibration, it is that of images of another size, or the lens model has no
+                direction for the box's centre.
         """
         with self._lock:
-            camera, problem, depths = self._camera, self._problem, list(self._depths)
+            camera, calibrated, problem, depths = self._camera, self._size, self._problem, list(self._depths)
         if camera is None:
             raise NoDirection(problem)
+        if calibrated != size:
+            raise NoDirection("camera_info is for images of {}x{}, they are {}x{}".format(*calibrated, *size))
         ray = camera.ray(*box.center)
         azimuth, elevation = azimuth_elevation(ray)
         vector = Vector3Stamped(header=header)
@@ -110,7 +134,7 @@ class Directions:
         pose, no_pose = None, ""
         if depths:
             try:
-                place = position(ray, depth_in_box(_matching(depths, messages.stamp_to_ns(header.stamp), camera), box))
+                place = position(ray, depth_in_box(_matching(depths, messages.stamp_to_ns(header.stamp), size), box))
             except NoRange as error:
                 no_pose = str(error)
             else:
@@ -120,19 +144,19 @@ class Directions:
         return Direction(vector, azimuth, elevation, pose, no_pose)
 
 
-def _matching(depths: list[tuple[int, Image]], stamp: int, camera: Camera) -> NDArray[Any]:
+def _matching(depths: list[tuple[int, Image]], stamp: int, size: tuple[int, int]) -> NDArray[Any]:
     """The depth image of this time.
 
     Raises:
-        NoRange: there is none, or it is not aligned with the camera's images.
+        NoRange: there is none, or it is not aligned with the camera's images, which have this size.
     """
     when, message = min(depths, key=lambda known: abs(known[0] - stamp))
     if abs(when - stamp) > _APART * 1e9:
         raise NoRange(f"the nearest depth image is {abs(when - stamp) / 1e9:.3f} s away, {_APART:g} s are allowed")
     depth = depth_array(message)
-    if depth.shape != (camera.height, camera.width):
-        size = f"{depth.shape[1]}x{depth.shape[0]}"
-        raise NoRange(f"the depth image is {size}, the camera's {camera.width}x{camera.height}: it must be aligned")
+    height, width = depth.shape
+    if (width, height) != size:
+        raise NoRange("the depth image is {}x{}, the camera's {}x{}: it must be aligned".format(width, height, *size))
     return depth
 
 

@@ -1,11 +1,17 @@
-"""What a launch file checks before it starts the node: `ros2 launch` takes any argument and any file in silence."""
+"""What is seen to before a program or a launch file starts a node. No ROS in here.
+
+`ros2 launch` takes any argument and any file in silence; Fast DDS as it comes lets few images through.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableMapping
 from pathlib import Path
 
 from tracker_ros.text import nearest, printable
+
+#: Variables that name Fast DDS's profile, up to Jazzy and from Jazzy on.
+PROFILES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 
 
 class LaunchRefused(RuntimeError):
@@ -41,3 +47,23 @@ def unknown_arguments(given: Iterable[str], declared: Iterable[str]) -> list[str
             hint = f"; did you mean '{guess}'?" if guess else f" (there are: {', '.join(known)})"
             said.append(printable(f"there is no launch argument '{name}'{hint}"))
     return said
+
+
+def config_folder() -> Path:
+    """Where `config/` is: in the source tree, or installed."""
+    source = Path(__file__).resolve().parents[2] / "config"
+    if source.is_dir():
+        return source
+    try:
+        from ament_index_python.packages import get_package_share_directory
+
+        return Path(get_package_share_directory("tracker_ros")) / "config"
+    except (ImportError, LookupError):
+        return source
+
+
+def let_images_through(env: MutableMapping[str, str]) -> None:
+    """Name our Fast DDS profile in an environment, unless the user has named one. To be called before ROS starts."""
+    profile = config_folder() / "fastdds.xml"
+    if profile.is_file() and not any(name in env for name in PROFILES):
+        env.update(dict.fromkeys(PROFILES, str(profile)))

@@ -6,6 +6,7 @@ It needs the extra `mavlink` of pip: ``pip install tracker_ros[mavlink]``. What 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -20,6 +21,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from tracker_ros import images
 from tracker_ros.remote.tracker import Sighting
+from tracker_ros.ros.launching import let_images_through
 from tracker_ros.ros.parameters import IMAGE_TRANSPORT, InvalidParameter, Spec, declare
 from tracker_ros.ros.spinning import spin
 from tracker_ros.ros.tracker_client import TrackerClient
@@ -218,6 +220,7 @@ def main(args: list[str] | None = None) -> int:
         print(f"mavlink_camera: error: {text}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGINT, lambda *_: None)  # rclpy shuts its context down, and that ends everything.
+    let_images_through(os.environ)
     rclpy.init(args=args)
     node, executor, ended = None, SingleThreadedExecutor(), threading.Event()
     thread: threading.Thread | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import secrets
 import signal
 import sys
@@ -23,6 +24,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from tracker_ros import images, registry
 from tracker_ros.remote.page.scene import Scene
 from tracker_ros.ros import messages
+from tracker_ros.ros.launching import let_images_through
 from tracker_ros.ros.parameters import IMAGE_TRANSPORT, InvalidParameter, Spec, declare
 from tracker_ros.ros.spinning import spin
 from tracker_ros.ros.tracker_client import TrackerClient
@@ -164,6 +166,7 @@ def main(args: list[str] | None = None) -> int:
         print("page: error: this needs aiohttp: pip install 'tracker_ros[page]', or aiohttp alone", file=sys.stderr)
         return 2
     signal.signal(signal.SIGINT, lambda *_: None)  # rclpy shuts its context down, and that ends everything.
+    let_images_through(os.environ)
     rclpy.init(args=args)
     node, executor, ended = None, SingleThreadedExecutor(), threading.Event()
     thread: threading.Thread | None = None

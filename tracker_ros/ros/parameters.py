@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.exceptions import InvalidTopicNameException
 from rclpy.node import Node
+from rclpy.validate_topic_name import validate_topic_name
 
 from tracker_ros.images import GreyScale
 from tracker_ros.trackers.base import InvalidOption, TrackerOptions
@@ -27,6 +29,14 @@ _HIDDEN = ("heatmap",)
 
 class InvalidParameter(ValueError):
     """A parameter with a value that it does not take; the message names both."""
+
+
+def _check_topic(name: str) -> None:
+    if name:
+        try:
+            validate_topic_name(name)
+        except InvalidTopicNameException as error:
+            raise ValueError(" ".join(str(error).split())) from error
 
 
 def _parameter(
@@ -86,6 +96,14 @@ class NodeOptions:
         "which values of images of more than 8 bits become grey levels: auto (those of the first image of a track), or "
         "low,high",
         parse=GreyScale.parse,
+    )
+    depth_topic: str = _parameter(
+        "",
+        "depth images aligned with the camera's (16UC1 in mm, 32FC1 in m), for target_pose; empty: none",
+        parse=_check_topic,
+    )
+    publish_tf: bool = _parameter(
+        False, "publish the target's place, where depth gives one, as the TF frame target_<id>"
     )
     heatmap_stride: int = _parameter(
         8, "image pixels for each cell of the heatmap topic", name="heatmap.stride", low=1, high=64

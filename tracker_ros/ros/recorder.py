@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import threading
 import time
@@ -29,6 +30,7 @@ from tracker_ros import images
 from tracker_ros.files import clear, note, opencv_path, refuse_overwriting
 from tracker_ros.geometry.boxes import Box, InvalidBox
 from tracker_ros.ros import messages, recording
+from tracker_ros.ros.launching import let_images_through
 from tracker_ros.ros.parameters import IMAGE_TRANSPORT, InvalidParameter, Spec, declare
 from tracker_ros.ros.programs import answered, warn_of_unread
 from tracker_ros.ros.recording import Artist, Entry, Result, Sent, Timeline, VideoFile
@@ -264,6 +266,7 @@ def main(args: list[str] | None = None) -> int:
     code = answered("recorder", __doc__ or "", SPECS, args)
     if code is not None:
         return code
+    let_images_through(os.environ)
     rclpy.init(args=args)
     recorder = None
     try:

@@ -136,7 +136,7 @@ class Timeline:
 
 
 class Artist:
-    """Draws entries one after the other; one that was not processed shows the last state greyed."""
+    """Draws entries one after the other; one that was not processed has the last box in grey dashes."""
 
     def __init__(self) -> None:
         self._last: tuple[Box | None, Result] | None = None
@@ -160,7 +160,7 @@ class Artist:
             note = f"NOT PROCESSED (was {result.state.name})"
             picture = overlay.draw(entry.image, None, overlay.Caption(tracker=result.tracker, note=note))
             if box is not None:
-                _outline(picture, box, _GREY, 2)
+                _dashes(picture, box, _GREY)
         else:
             picture = overlay.draw(entry.image, None, overlay.Caption(note="waiting for the tracker"))
         if entry.truth_known:
@@ -189,6 +189,20 @@ def _outline(picture: Frame, box: Box, colour: tuple[int, int, int], thickness: 
     corner = round(box.x), round(box.y)
     thickness = max(1, round(thickness * min(picture.shape[:2]) / 480))
     cv2.rectangle(picture, corner, (round(box.x + box.w) - 1, round(box.y + box.h) - 1), colour, thickness)
+
+
+def _dashes(picture: Frame, box: Box, colour: tuple[int, int, int]) -> None:
+    """The outline of a box that is older than its picture: nobody may take it for the truth, or for the target's."""
+    unit = min(picture.shape[:2]) / 480
+    thickness, dash = max(1, round(2 * unit)), max(3.0, 7 * unit)
+    x1, y1, x2, y2 = box.x, box.y, box.x + box.w - 1, box.y + box.h - 1
+    corners = np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)])
+    for a, b in itertools.pairwise(corners):
+        length = float(np.linalg.norm(b - a))
+        for start in np.arange(0, length, 2 * dash):
+            ends = [a + (b - a) * min(part / max(length, 1e-6), 1.0) for part in (start, start + dash)]
+            first, last = ((round(float(x)), round(float(y))) for x, y in ends)
+            cv2.line(picture, first, last, colour, thickness)
 
 
 def crop_heatmap(heatmap: NDArray[np.float32], image: Frame, region: Box) -> NDArray[np.float32] | None:
@@ -253,6 +267,9 @@ def track_report(entries: Sequence[Entry]) -> TrackReport | None:
 def key_moments(entries: Sequence[Entry], count: int) -> list[tuple[int, str]]:
     """Which of `entries` tell the story: changes of state, leaving and return, the worst overlap; evenly filled up.
 
+    What fell between two processed images is shown on the later one: a picture without a result tells nothing of the
+    tracker.
+
     Returns:
         at most `count` pairs of an index and what there is to see, in order.
     """
@@ -260,9 +277,12 @@ def key_moments(entries: Sequence[Entry], count: int) -> list[tuple[int, str]]:
     report = track_report(entries)
     states = [None if e.result is None else e.result.state for e in entries]
 
+    processed = [k for k, state in enumerate(states) if state is not None] or list(range(len(entries)))
+
     def add(index: int, text: str) -> None:
-        if 0 <= index < len(entries):
-            moments.setdefault(index, text)
+        shown = next((k for k in processed if k >= index), None)
+        if index >= 0 and shown is not None:
+            moments.setdefault(shown, text)
 
     tracked = [k for k, s in enumerate(states) if s is not None and s is not TrackState.IDLE]
     if tracked:
@@ -288,7 +308,7 @@ def key_moments(entries: Sequence[Entry], count: int) -> list[tuple[int, str]]:
         chosen.pop(min(gaps)[2] + 1)
     taken = {k for k, _ in chosen}
     for k in np.linspace(0, len(entries) - 1, max(0, count - len(chosen)) + 2)[1:-1].round().astype(int):
-        free = min((j for j in range(len(entries)) if j not in taken), key=lambda j: abs(j - int(k)), default=None)
+        free = min((j for j in processed if j not in taken), key=lambda j: abs(j - int(k)), default=None)
         if free is not None:
             taken.add(free)
             chosen.append((free, ""))

@@ -18,7 +18,13 @@ SPECS = (
     Spec("width", _DEFAULT.width, "of the images, pixels", low=64, high=3840, read_only=True),
     Spec("height", _DEFAULT.height, "of the images, pixels", low=64, high=3840, read_only=True),
     Spec("fps", _DEFAULT.fps, "frames for each second of the flight", low=1.0, high=240.0, read_only=True),
-    Spec("duration", _DEFAULT.duration, "of the flight, seconds; 0: without an end", low=0.0, high=1e6, read_only=True),
+    Spec("duration", 0.0, "of the flight, seconds; 0: without an end", low=0.0, high=1e6, read_only=True),
+    Spec(
+        "wait_for_target",
+        True,
+        "stand still while a tracker is there that follows nothing, and print a call of init_target that hits the car",
+        read_only=True,
+    ),
     Spec("noise", _DEFAULT.noise, "sensor noise, grey levels", low=0.0, high=50.0, read_only=True),
     Spec(
         "similarity",
@@ -37,7 +43,7 @@ def open_flight(node: Node) -> Clip:
     Raises:
         ValueError: a parameter is out of range.
     """
-    values = {spec.name: node.get_parameter(spec.name).value for spec in SPECS}
+    values = {spec.name: node.get_parameter(spec.name).value for spec in SPECS if hasattr(_DEFAULT, spec.name)}
     endless = values["duration"] == 0
     if endless:
         values["duration"] = _DEFAULT.duration

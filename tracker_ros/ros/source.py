@@ -20,8 +20,10 @@ from std_srvs.srv import SetBool, Trigger
 from vision_msgs.msg import Detection2D, ObjectHypothesisWithPose
 
 from tracker_ros.files import refuse_overwriting
+from tracker_ros.geometry.boxes import Box
 from tracker_ros.ros import messages
 from tracker_ros.ros.clips import Clip, InvalidSource, Picture, UnreadableImage
+from tracker_ros.ros.launching import let_images_through
 from tracker_ros.ros.parameters import InvalidParameter, Spec, declare
 from tracker_ros.ros.programs import answered, warn_of_unread
 from tracker_ros.trackers.base import Frame
@@ -33,6 +35,8 @@ PATIENCE = 10.0
 _LINGER = 0.5
 #: Seconds between the first subscriber and the first image: its other subscriptions become known a moment later.
 _SETTLE = 0.3
+#: Smallest part of the target that is seen in an image that waits for a track to be started on it.
+_IN_VIEW = 0.95
 
 SPECS = (
     Spec("rate", 0.0, "images a second; 0: as the source was recorded", low=0.0, high=1000.0),
@@ -101,8 +105,13 @@ class ImageSource(Node):
         self._playing = self.get_parameter("start").value != "paused"
         self._sent: list[tuple[int, int]] = []  # index in the clip and stamp (ns) of each image
         self._unreadable: list[int] = []
+        self._reports = bool(report)
         self._answered = -1
-        if self._wait_for_tracker:
+        self._followed = False
+        self._wait_for_target = self.has_parameter("wait_for_target") and bool(
+            self.get_parameter("wait_for_target").value
+        )
+        if self._wait_for_tracker or self._wait_for_target:
             self.create_subscription(TrackStatus, "status", self._on_status, QoSProfile(depth=50))
         self.create_service(SetBool, "~/play", self._on_play)
         self.create_service(Trigger, "~/first_image", self._on_first_image)
@@ -157,6 +166,10 @@ class ImageSource(Node):
                     self._spin_until(lambda: self._answered >= self._sent[-1][1], PATIENCE)
                 if not self._playing:
                     continue
+                if self._waits(picture):
+                    self._stand(index, picture)
+                    due = time.monotonic()
+                    continue
                 self._publish(index, picture)
                 self._spin_for(0)
                 index += 1
@@ -172,6 +185,24 @@ class ImageSource(Node):
         finally:
             self._report()
             self._clip.close()
+
+    def _waits(self, picture: Picture) -> bool:
+        """Whether the clip stands still: a tracker is there that follows nothing, and the target is in full view."""
+        if not self._wait_for_target or self._followed or not self._playing:
+            return False
+        return picture.truth is not None and picture.visible > _IN_VIEW and self.count_publishers("status") > 0
+
+    def _stand(self, index: int, picture: Picture) -> None:
+        """Show one moment until somebody follows something, and say how to."""
+        assert picture.truth is not None
+        self.get_logger().info("standing still until something is followed; this follows the car:")
+        print(init_target_call(self.resolve_service_name("init_target"), picture.truth), flush=True)
+        count, due = 0, time.monotonic()
+        while self._waits(picture):
+            self._publish(index, picture if count == 0 else self._clip.still(picture, index, count))
+            count += 1
+            due = max(due + self.period, time.monotonic() - self.period)
+            self._spin_for(due - time.monotonic())
 
     def _heard(self) -> bool:
         return self._raw.get_subscription_count() + self._compressed.get_subscription_count() > 0
@@ -190,6 +221,7 @@ class ImageSource(Node):
 
     def _on_status(self, message: TrackStatus) -> None:
         self._answered = max(self._answered, messages.stamp_to_ns(message.header.stamp))
+        self._followed = bool(message.target_id)
 
     def _on_play(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         self._playing = bool(request.data)
@@ -221,6 +253,8 @@ class ImageSource(Node):
         now = self.get_clock().now()
         header.stamp = now.to_msg()
         # Counted first: a signal in between must not leave an image out that somebody has received.
+        if not self._reports:
+            self._sent.clear()  # Of a source without an end there is nothing to be told at the end.
         self._sent.append((index, now.nanoseconds))
         if self._raw.get_subscription_count() > 0:
             self._raw.publish(messages.image_to_message(picture.frame, "bgr8", header))
@@ -261,6 +295,15 @@ class ImageSource(Node):
         os.replace(part, path)
 
 
+def init_target_call(service: str, box: Box, target_id: str = "car") -> str:
+    """The command line that starts a track on a box (x, y, w, h in pixels) of the newest image."""
+    x, y = box.center
+    bbox = f"{{center: {{position: {{x: {x:.1f}, y: {y:.1f}}}}}, size_x: {box.w:.1f}, size_y: {box.h:.1f}}}"
+    return (
+        f'ros2 service call {service} tracker_ros_interfaces/srv/InitTarget "{{bbox: {bbox}, target_id: {target_id}}}"'
+    )
+
+
 def _truth_message(header: Header, picture: Picture) -> Detection2D:
     """The true box with the visible part of the target as score; no results where it is out of view."""
     message = Detection2D(header=header)
@@ -279,6 +322,7 @@ def run_source(name: str, specs: tuple[Spec, ...], open_clip: Callable[[Node], C
     code = answered(name, about, (*SPECS, *specs), args)
     if code is not None:
         return code
+    let_images_through(os.environ)
     rclpy.init(args=args)
     source = None
     try:

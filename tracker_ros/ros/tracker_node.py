@@ -85,11 +85,13 @@ def main(args: list[str] | None = None) -> int:
     from rclpy.executors import SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
 
+    from tracker_ros.ros.launching import let_images_through
     from tracker_ros.ros.node.tracking import TrackerNode
     from tracker_ros.ros.parameters import InvalidParameter
     from tracker_ros.ros.spinning import spin
     from tracker_ros.text import printable
 
+    let_images_through(os.environ)
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:

@@ -247,12 +247,13 @@ class Flight:
 
     # ---------------------------------------------------------------- picture
 
-    def render(self, index: int, *, target: bool = True) -> tuple[NDArray[np.uint8], Truth]:
+    def render(self, index: int, *, target: bool = True, grain: int | None = None) -> tuple[NDArray[np.uint8], Truth]:
         """Draw one frame, any number from 0.
 
         Args:
             index: number of the frame.
             target: False leaves the target out (and nothing else).
+            grain: the sensor noise is that of this frame; None: its own.
 
         Returns:
             HxWx3 uint8, BGR, and the truth (of the target, drawn or not).
@@ -273,7 +274,7 @@ class Flight:
         for k, vehicle in enumerate(self._vehicles):
             if k > 0 or target:
                 self._draw_vehicle(frame, vehicle, camera, places[k], float(headings[k]), motion[k])
-        return self._develop(frame, index, t), truth
+        return self._develop(frame, index if grain is None else grain, t), truth
 
     def _draw_ground(self, camera: Array, before: Array, after: Array) -> NDArray[np.uint8]:
         o = self.options
@@ -356,7 +357,7 @@ class Flight:
         lit = layer[..., :3] * (255 * (1 - SHADE * cover[..., 1:]))
         frame[y1:y2, x1:x2] = np.clip(under * (1 - layer[..., 3:]) + lit + 0.5, 0, 255).astype(np.uint8)
 
-    def _develop(self, frame: NDArray[np.uint8], index: int, t: float) -> NDArray[np.uint8]:
+    def _develop(self, frame: NDArray[np.uint8], grain: int, t: float) -> NDArray[np.uint8]:
         """Illumination and sensor noise."""
         o = self.options
         if o.light:
@@ -371,10 +372,10 @@ class Flight:
             light3 = cv2.merge([cv2.convertScaleAbs(light, alpha=128 * tint) for tint in tints])
             frame = cv2.multiply(frame, light3, scale=1 / 128)
         if o.noise > 0:
-            rng = np.random.default_rng([o.seed, 5, index])
+            rng = np.random.default_rng([o.seed, 5, grain])
             dx, dy = (int(v) for v in rng.integers(0, 128, 2))
-            grain = self._noise[dy : dy + o.height, dx : dx + o.width]
-            frame = cv2.add(frame, grain, dtype=cv2.CV_8U)
+            noise = self._noise[dy : dy + o.height, dx : dx + o.width]
+            frame = cv2.add(frame, noise, dtype=cv2.CV_8U)
         return frame
 
     # ---------------------------------------------------------------- motion

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,9 @@ from std_msgs.msg import Header
 from vision_msgs.msg import BoundingBox2D, Detection2D, Detection2DArray
 
 from tracker_ros.ros import diagnostics, heatmap, messages, overlay
+from tracker_ros.ros.direction import Direction
 from tracker_ros.ros.mailbox import Counts
+from tracker_ros.ros.node.bearings import Bearings, angles
 from tracker_ros.ros.session import TargetReport
 from tracker_ros.trackers.base import Frame
 from tracker_ros_interfaces.msg import TrackStatus
@@ -33,6 +35,7 @@ class Report:
         tracker: name of the tracker.
         counts: of the images.
         latency: seconds from the image's stamp to the result; NaN where it has no stamp.
+        size: width and height of the image; zeros where it was not decoded.
     """
 
     header: Header
@@ -41,6 +44,7 @@ class Report:
     tracker: str
     counts: Counts
     latency: float
+    size: tuple[int, int] = (0, 0)
 
 
 class Outputs:
@@ -48,10 +52,12 @@ class Outputs:
 
     Args:
         node: is given the publishers.
+        bearings: says where the target is in the world.
         failed: gets an exception of the drawing thread.
     """
 
-    def __init__(self, node: LifecycleNode, failed: Callable[[Exception], None]) -> None:
+    def __init__(self, node: LifecycleNode, bearings: Bearings, failed: Callable[[Exception], None]) -> None:
+        self._bearings = bearings
         reliable = QoSProfile(depth=10)
         # Reliable because rviz subscribes so; a depth of 1 because only the newest image is worth sending.
         picture = QoSProfile(depth=1)
@@ -68,16 +74,26 @@ class Outputs:
         """Whether anybody looks at the annotated pictures."""
         return _wanted(self._annotated)
 
+    @property
+    def status_wanted(self) -> bool:
+        """Whether anybody reads the status."""
+        return _wanted(self._status)
+
     def publish(self, report: Report) -> None:
-        """Detections and status of one image."""
+        """Detections, directions and status of one image."""
         header, found = report.header, []
+        directions: dict[str, Direction | None] = {}
         # The box of a LOST target is an old one: whoever takes a box without its state must not get it.
         for target in (target for target in report.targets if target.seen):
             found.append(messages.detection(header, target.estimate, target.target_id, target.label))
             if target.target_id == report.selected:
                 self._detection.publish(found[-1])
+            direction = self._bearings.of(header, target.estimate.box, report.size)
+            directions[target.target_id] = direction
+            if direction is not None:
+                self._bearings.publish(direction, target.target_id, target.target_id == report.selected)
         self._detections.publish(messages.detections(header, found))
-        for message in _statuses(report):
+        for message in _statuses(report, directions):
             self._status.publish(message)
 
     def publish_stale(self, report: Report, reason: str) -> None:
@@ -181,7 +197,7 @@ class Artist:
             message = pixels = None
 
 
-def _statuses(report: Report) -> list[TrackStatus]:
+def _statuses(report: Report, directions: Mapping[str, Direction | None] | None = None) -> list[TrackStatus]:
     """One for each target; one without a name where there is none."""
     fields: dict[str, Any] = {
         "tracker": report.tracker,
@@ -191,7 +207,7 @@ def _statuses(report: Report) -> list[TrackStatus]:
         "frames_dropped": report.counts.dropped,
     }
     if not report.targets:
-        return [messages.status(report.header, None, **fields)]
+        return [messages.status(report.header, None, **fields, **angles(None))]
     return [
         messages.status(
             report.header,
@@ -200,6 +216,7 @@ def _statuses(report: Report) -> list[TrackStatus]:
             reason=target.reason,
             frames_since_seen=target.frames_since_seen,
             **fields,
+            **angles((directions or {}).get(target.target_id)),
         )
         for target in report.targets
     ]

@@ -151,6 +151,8 @@ class Pipeline:
             for target in outcome.targets
         ]
         report = self._report(received.message.header, targets, latency, counts)
+        if outcome.frame is not None:
+            report = dataclasses.replace(report, size=outcome.frame.shape[1::-1])
         self._outputs.publish(report)
         if outcome.frame is not None:
             options = self._options()

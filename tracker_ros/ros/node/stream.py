@@ -16,6 +16,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from tracker_ros.ros import messages
 from tracker_ros.ros.diagnostics import Monitor
 from tracker_ros.ros.frame_buffer import FrameBuffer, Received
+from tracker_ros.ros.node.endpoints import name_of
 from tracker_ros.ros.parameters import NodeOptions
 
 #: Bytes of each image that are compared first.
@@ -134,11 +135,16 @@ class ImageStream:
     def absence(self) -> str:
         """Why there is no image yet, as far as one can tell."""
         waited = time.monotonic() - self._opened_at
-        publishers = self._node.count_publishers(self.topic)
-        if publishers == 0:
+        publishers = self._node.get_publishers_info_by_topic(self.topic)
+        names = ", ".join(sorted({name_of(publisher) for publisher in publishers}))
+        if not publishers:
             hint = "nobody publishes there: check the topic's name and that the camera runs"
         elif self._reliable:
-            hint = f"{publishers} publish there: a reliable subscription hears nothing from a best-effort camera"
+            hint = f"{names} may publish as best effort, which a reliable subscription does not hear"
         else:
-            hint = f"{publishers} publish there: check that the images get through (size limits of the transport)"
+            hint = (
+                f"{names} has announced itself there: it may still be starting, or paused; if it does send "
+                f"(ros2 topic hz {self.topic}), its images may be too large for how DDS is set up: see the README, "
+                "'No or few images arrive'"
+            )
         return f"no image has arrived on {self.topic} in the {waited:.1f} s since the node was activated; {hint}"

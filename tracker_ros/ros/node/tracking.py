@@ -30,6 +30,7 @@ from tracker_ros import registry
 from tracker_ros.ros import diagnostics, messages, parameters
 from tracker_ros.ros.mailbox import Counts
 from tracker_ros.ros.node import names
+from tracker_ros.ros.node.bearings import Bearings
 from tracker_ros.ros.node.endpoints import Endpoints
 from tracker_ros.ros.node.loading import Loader
 from tracker_ros.ros.node.outputs import Outputs
@@ -111,14 +112,18 @@ class TrackerNode(LifecycleNode):
         self._options = self._read_options({})
         self.stream.limit(self._options)
         self.add_on_set_parameters_callback(self._on_set_parameters)
-        self._outputs = Outputs(self, self._on_drawing_failed)
+        self._bearings = Bearings(self, MutuallyExclusiveCallbackGroup())
+        self._outputs = Outputs(self, self._bearings, self._on_drawing_failed)
         self._waiting = Waiting(self, self._group)
         self.requests = Requests(self, self, self.stream, self._waiting, self._group)
-        self._endpoints = Endpoints(self, lambda: [self.stream.subscription, self.requests.boxes])
+        self._endpoints = Endpoints(
+            self, lambda: [self.stream.subscription, self.requests.boxes, *self._bearings.inputs]
+        )
         self._unknown = self._say_unknown_names(arguments.get("cli_args") or sys.argv)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", QoSProfile(depth=10))
         self.create_timer(1.0, self._publish_diagnostics, clock=self._steady)
         self.create_timer(_LOOK, self._look_for_news, clock=self._steady)
+        self.create_timer(_LOOK, self._look_for_listeners, clock=self._steady)
         wrap_service(self, "change_state", self._on_change_state, self._group)
         wrap_service(self, "set_parameters", self._on_set_parameters_request, self._group)
         wrap_service(self, "set_parameters_atomically", self._on_set_atomically_request, self._group)
@@ -216,6 +221,7 @@ class TrackerNode(LifecycleNode):
         self.stream.open(self._options, pipeline.worker.mailbox.put)
         self.requests.open()
         self._active = True
+        self._look_for_listeners()
         pipeline.publishing = not self.requests.paused
         if not self.requests.paused:
             pipeline.worker.resume()
@@ -265,6 +271,7 @@ class TrackerNode(LifecycleNode):
         self.stream.close()
         if hasattr(self, "requests"):
             self.requests.close()
+            self._bearings.close()
         pipeline = self.pipeline
         if pipeline is None:
             return True
@@ -515,6 +522,11 @@ class TrackerNode(LifecycleNode):
             self._said_stale = now
             self.pipeline.publish_stale(self.stream.monitor.silence(now), reason)
 
+    def _look_for_listeners(self) -> None:
+        if self._active:
+            images = self.stream.topic.removesuffix("/compressed")
+            self._bearings.look(self._options, images, self._outputs.status_wanted)
+
     def _publish_diagnostics(self) -> None:
         now = time.monotonic()
         pipeline, stream = self.pipeline, self.stream
@@ -535,7 +547,7 @@ class TrackerNode(LifecycleNode):
                 silence=self._options.silence,
                 doing=pipeline.worker.doing()[0],
                 loading=loading,
-                remarks=[*self._unknown, *self._endpoints.remarks()],
+                remarks=[*self._unknown, *self._endpoints.remarks(), *self._bearings.remarks()],
             )
         tracker = pipeline.session.tracker if pipeline is not None else None
         name, device = (tracker.name, tracker.device) if tracker is not None else (self._options.tracker, "")
