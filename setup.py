@@ -28,7 +28,7 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
         shared("launch", "*.launch.py"),
-        shared("config", "*.yaml", "*.rviz", "*.xml"),
+        shared("config", "*.yaml", "*.rviz", "*.xml", "*.json"),
         shared("examples", "*.py"),
         shared("models", "*.safetensors", "*.md"),
     ],

@@ -9,11 +9,10 @@ import argparse
 import rclpy
 from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
-from std_srvs.srv import Trigger
 from vision_msgs.msg import Detection2D
 
 from tracker_ros_interfaces.msg import TrackStatus
-from tracker_ros_interfaces.srv import InitTarget
+from tracker_ros_interfaces.srv import InitTarget, StopTarget
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 for side in ("x", "y", "w", "h"):
@@ -63,4 +62,4 @@ try:
     while True:
         rclpy.spin_once(node, timeout_sec=0.2)
 except KeyboardInterrupt:
-    print(call(Trigger, "stop_tracking", Trigger.Request()).message)
+    print(call(StopTarget, "stop_target", StopTarget.Request(target_id=last["target"])).message)

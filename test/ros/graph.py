@@ -13,6 +13,7 @@ import numpy as np
 import rclpy
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from foxglove_msgs.msg import ImageAnnotations
 from geometry_msgs.msg import PoseStamped, Vector3Stamped
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParameters, SetParametersAtomically
@@ -152,6 +153,7 @@ class Graph:
         "heatmap": Image,
         "image_annotated": Image,
         "target_ray": Vector3Stamped,
+        "annotations": ImageAnnotations,
         "target_pose": PoseStamped,
         "/tf": TFMessage,
         "/diagnostics": DiagnosticArray,

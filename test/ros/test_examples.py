@@ -50,16 +50,31 @@ def test_follow_starts_a_target_tells_what_becomes_of_it_and_stops_it(graph: Gra
         assert process.stdout.readline() == "LOST, score 0.12 at 125, 80\n"
         graph.puppet.state = TrackState.TRACKING
         assert process.stdout.readline().startswith("TRACKING, ")
-        # Somebody else's target is none of its business.
+        process.send_signal(signal.SIGINT)
+        assert graph.until(lambda: graph.received["status"][-1].state == TrackStatus.IDLE, 20)
+        text = "".join(process.communicate(timeout=20))
+    assert process.returncode == 0, text
+    assert "stopped tracking 'example'" in text
+    assert "Traceback" not in text
+
+
+def test_somebody_elses_target_is_none_of_its_business(graph: Graph, follow) -> None:
+    graph.start("status")
+    with graph.camera():
+        process = follow("100", "60", "50", "40")
+        assert process.stdout.readline().startswith("TRACKING, ")
         assert graph.init(Box(10, 10, 20, 20), target_id="other").success
         graph.puppet.state = TrackState.UNCERTAIN
         assert graph.until(lambda: graph.received["status"][-1].state == TrackStatus.UNCERTAIN)
         process.send_signal(signal.SIGINT)
-        assert graph.until(lambda: graph.received["status"][-1].state == TrackStatus.IDLE)
         text = "".join(process.communicate(timeout=20))
+        seen = len(graph.received["status"])
+        assert graph.until(lambda: len(graph.received["status"]) > seen + 2)
     assert process.returncode == 0, text
     assert "UNCERTAIN" not in text
+    assert "example" in text, "it says that its own is gone"
     assert "Traceback" not in text
+    assert graph.received["status"][-1].target_id == "other"
 
 
 def test_follow_says_why_it_was_refused(graph: Graph, follow) -> None:

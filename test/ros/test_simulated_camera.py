@@ -82,6 +82,7 @@ def test_the_printed_call_ends_in_a_followed_car(graph: Graph, camera: Camera):
 
     assert graph.init(box, target_id="car").success
     assert graph.until(lambda: iou(moments[-1], box) < 0.6, 60)  # It flies on.
+    assert graph.until(lambda: len(graph.received["detection"]) > 12, 60)
     found = {
         (m.header.stamp.sec, m.header.stamp.nanosec): messages.box_from_message(m.bbox)
         for m in graph.received["detection"]

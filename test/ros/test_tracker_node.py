@@ -578,7 +578,7 @@ def test_a_box_is_refused_while_there_is_no_image(graph):
     answer = graph.init()
     assert not answer.success
     assert "no image has arrived on /image_raw in the " in answer.message
-    assert "1 publish there" in answer.message
+    assert "/client has announced itself there" in answer.message
 
 
 def test_a_stamp_too_old_for_the_buffer_is_refused(graph):

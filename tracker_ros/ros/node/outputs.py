@@ -16,6 +16,7 @@ from std_msgs.msg import Header
 from vision_msgs.msg import BoundingBox2D, Detection2D, Detection2DArray
 
 from tracker_ros.ros import diagnostics, heatmap, messages, overlay
+from tracker_ros.ros.annotations import ImageAnnotations, annotate
 from tracker_ros.ros.direction import Direction
 from tracker_ros.ros.mailbox import Counts
 from tracker_ros.ros.node.bearings import Bearings, angles
@@ -67,6 +68,7 @@ class Outputs:
         self._status = create(TrackStatus, "status", reliable)
         self._heatmap = create(Image, "heatmap", picture)
         self._annotated = create(Image, "image_annotated", picture)
+        self._annotations = None if ImageAnnotations is None else create(ImageAnnotations, "annotations", reliable)
         self._artist = Artist(self._annotated, failed)
 
     @property
@@ -79,8 +81,8 @@ class Outputs:
         """Whether anybody reads the status."""
         return _wanted(self._status)
 
-    def publish(self, report: Report) -> None:
-        """Detections, directions and status of one image."""
+    def publish(self, report: Report, several: bool) -> None:
+        """Detections, annotations, directions and status of one image; `several` as in `publish_pictures`."""
         header, found = report.header, []
         directions: dict[str, Direction | None] = {}
         # The box of a LOST target is an old one: whoever takes a box without its state must not get it.
@@ -93,6 +95,8 @@ class Outputs:
             if direction is not None:
                 self._bearings.publish(direction, target.target_id, target.target_id == report.selected)
         self._detections.publish(messages.detections(header, found))
+        if self._annotations is not None and _wanted(self._annotations):
+            self._annotations.publish(annotate(header, report.targets, several))
         for message in _statuses(report, directions):
             self._status.publish(message)
 

@@ -153,11 +153,11 @@ class Pipeline:
         report = self._report(received.message.header, targets, latency, counts)
         if outcome.frame is not None:
             report = dataclasses.replace(report, size=outcome.frame.shape[1::-1])
-        self._outputs.publish(report)
+        options = self._options()
+        several = options.max_targets > 1 or len(targets) > 1
+        self._outputs.publish(report, several)
         if outcome.frame is not None:
-            options = self._options()
             fps = monitor.health(time.monotonic()).processed_rate if self._outputs.annotating else math.nan
-            several = options.max_targets > 1 or len(targets) > 1
             self._outputs.publish_pictures(report, outcome.frame, fps, options.heatmap_stride, several)
 
     def _report(self, header: Any, targets: Sequence[TargetReport], latency: float, counts: Counts) -> Report:
