@@ -63,6 +63,28 @@ def test_a_camera_that_dies_makes_the_status_stale(graph):
         assert value(report, "state") == "TRACKING"
 
 
+def test_images_that_cant_be_decoded_are_no_news(graph):
+    graph.start("/diagnostics", silence=0.5)
+    graph.process()
+    assert graph.init(target_id="car").success
+    graph.process()
+    count = len(graph.received["status"])
+
+    def broken() -> Image:
+        image = graph.image()
+        image.data = image.data[:-7]
+        return image
+
+    with graph.camera(make=broken):
+        status = stale(graph, count)
+        assert status.target_id == "car"
+        assert "no result for" in status.reason
+        assert "can't be decoded: the image has" in status.reason
+        assert diagnosis(graph, "can't be decoded").level == DiagnosticStatus.ERROR
+    with graph.camera():
+        assert graph.until(lambda: graph.received["status"][-1].state == TrackStatus.TRACKING)
+
+
 def test_a_camera_that_never_came_makes_the_status_stale_too(graph):
     graph.start("/diagnostics", silence=0.5)
     status = stale(graph)

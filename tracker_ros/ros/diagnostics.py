@@ -103,9 +103,10 @@ class Monitor:
                 self._results.popleft()
 
     def failed(self, now: float, reason: str, decoding: bool) -> None:
-        """An image could not be decoded (`decoding`), or the tracker failed on it."""
+        """An image could not be decoded (`decoding`), which says nothing of the target; or the tracker failed on it."""
         with self._lock:
-            self._unanswered = None
+            if not decoding:
+                self._unanswered = None
             self._errors.append((now, decoding))
             self._last_error = reason
             while self._errors[0][0] < now - WINDOW:
@@ -222,7 +223,7 @@ def assess(
         errors.append(f"{health.decode_errors} images in {WINDOW:g} s can't be decoded: {health.last_error}")
     if health.tracker_errors:
         errors.append(f"the tracker failed on {health.tracker_errors} images in {WINDOW:g} s: {health.last_error}")
-    late = "" if paused else lateness(health.waiting, doing)
+    late = "" if paused or health.decode_errors else lateness(health.waiting, doing)
     if late and health.waiting > STUCK:
         errors.append(late)
     elif late:

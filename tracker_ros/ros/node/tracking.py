@@ -510,7 +510,9 @@ class TrackerNode(LifecycleNode):
         if monitor.silence(now) > limit:
             return f"no image on {self.stream.topic} for {monitor.silence(now):.1f} s"
         if monitor.waiting(now) > limit:
-            return f"no result for {monitor.waiting(now):.1f} s while images arrive"
+            health = monitor.health(now)
+            why = f", as they can't be decoded: {health.last_error}" if health.decode_errors else ""
+            return f"no result for {monitor.waiting(now):.1f} s while images arrive{why}"
         return ""
 
     def _look_for_news(self) -> None:
