@@ -167,6 +167,8 @@ def _opened(path: str | Path, network: str) -> Iterator[_File]:
                     )
                 shapes[key] = tuple(kept.get_shape())
             yield _File(path, file.metadata() or {}, shapes, file.get_tensor)
+    except WeightsError:
+        raise  # one of them is an OSError too: what another file lacks is not this one's fault
     except (SafetensorError, OSError, struct.error) as error:
         raise WeightsError(_not_safetensors(shown, network, printable(str(error)))) from error
 
