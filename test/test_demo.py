@@ -197,11 +197,10 @@ def test_process_that_dies_is_named_with_its_log(tmp_path: Path) -> None:
     assert not left_behind(str(tmp_path))
 
 
-@needs_ros
-@pytest.mark.ros
-def test_ctrl_c_ends_everything_and_keeps_what_there_is(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tracker_ros", "demo", "--tracker", "kcf", "--duration", "60", "--out", str(tmp_path)],
+def _started(*arguments: str) -> subprocess.Popen[str]:
+    """A demo of KCF that hears Ctrl-C."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tracker_ros", "demo", "--tracker", "kcf", *arguments],
         cwd=ROOT,
         env=environment(PYTHONUNBUFFERED="1"),
         stdout=subprocess.PIPE,
@@ -210,6 +209,12 @@ def test_ctrl_c_ends_everything_and_keeps_what_there_is(tmp_path: Path) -> None:
         # What a shell starts in the background ignores Ctrl-C, and so would its children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+@needs_ros
+@pytest.mark.ros
+def test_ctrl_c_ends_everything_and_keeps_what_there_is(tmp_path: Path) -> None:
+    process = _started("--duration", "60", "--out", str(tmp_path))
     assert process.stdout is not None
     for line in process.stdout:
         if "images" in line:  # it plays
@@ -281,15 +286,7 @@ def test_video_without_a_box_gets_its_first_image_written(tmp_path: Path) -> Non
 @pytest.mark.ros
 def test_the_page_of_the_demo_is_served_until_ctrl_c(tmp_path: Path) -> None:
     pytest.importorskip("aiohttp")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tracker_ros", "demo", "--page", "--tracker", "kcf", "--out", str(tmp_path)],
-        cwd=ROOT,
-        env=environment(PYTHONUNBUFFERED="1"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = _started("--page", "--out", str(tmp_path))
     assert process.stdout is not None
     found = None
     for line in process.stdout:

@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -601,6 +602,13 @@ def _repeated(
 # ------------------------------------------------------------------------------------------------------- the report
 
 
+#: Parts of the report, in the order in which they are run -> what they are.
+PARTS = {
+    "matrix": "bad inputs", "faults": "a camera that fails", "load": "load", "memory": "memory",
+    "repeated": "again and again",
+}  # fmt: skip
+
+
 def report(found: dict[str, Any]) -> str:
     """The numbers as Markdown."""
     yes = {True: "yes", False: "**no**"}
@@ -676,6 +684,8 @@ def report(found: dict[str, Any]) -> str:
     if vanish := found.get("vanish"):
         lines += ["", "## Targets that vanish", "", "From `tracker_ros evaluate --vanish`.", ""]
         lines += ["```json", json.dumps(vanish, indent=1), "```"]
+    if missing := [what for part, what in PARTS.items() if part not in found]:
+        lines += ["", f"The run was ended before these parts: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"
 
 
@@ -703,8 +713,11 @@ def main() -> int:
         amount = Amount(amount.seconds, args.frames, amount.inits, amount.cycles, amount.switches)
     words = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     model = next((line.split(":")[1].strip() for line in words.splitlines() if line.startswith("model name")), "")
+    # What changes the amount; folders of the machine are nobody's business.
+    given = [*(["--quick"] * args.quick), *([f"--frames {args.frames}"] if args.frames is not None else [])]
     found: dict[str, Any] = {
-        "command": f"make reliability{' RELIABILITY=--quick' if args.quick else ''}", "version": __version__,
+        "command": shlex.join(["make", "reliability", *([f"RELIABILITY={' '.join(given)}"] if given else [])]),
+        "version": __version__,
         "date": date.today().isoformat(), "fault_tracker": args.fault_tracker, "shortened": _shortened(amount),
         "machine": f"{os.cpu_count()} cores ({model or platform.machine()})",
         "busy": os.getloadavg()[0],
